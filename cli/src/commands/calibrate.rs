@@ -1,0 +1,50 @@
+//! `modegpt calibrate`
+
+use std::time::Instant;
+
+use modegpt::run::{StatisticsFolder, calibrate, merge_statistics};
+use serde_json::json;
+
+use crate::args::CalibrateArgs;
+use crate::commands::compress::{announce, run_of};
+use crate::failure::Failure;
+use crate::progress::Bars;
+use crate::{device, inputs, printer, process_memory};
+
+/// Runs the command.
+pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
+    let begin = Instant::now();
+    device::set_threads(args.common.threads);
+    let existing = inputs::existing(args.force, args.resume);
+    let model = inputs::open_model(&args.model.model)?;
+    let folder = if args.merge.is_empty() {
+        let found = device::open(args.common.device)?;
+        let calibration = inputs::draw_calibration(&model, &args.calibration)?;
+        let bars = Bars::default();
+        let run = run_of(&model, &calibration, &found, &args.calibration, args.common.batch_tokens, &bars);
+        announce(&model, &calibration, &found, run.memory_plan());
+        pollster::block_on(calibrate(&run, &args.output, existing))?
+    } else {
+        let parts: Vec<StatisticsFolder> = args.merge.iter().map(StatisticsFolder::new).collect();
+        merge_statistics(&model, &parts, &args.output, existing)?
+    };
+    let statistics = StatisticsFolder::new(&folder);
+    let (influences, header) = statistics.influences(model.config().layers.len(), model.fingerprint())?;
+    if args.common.json {
+        return printer::json(&json!({
+            "output": folder.display().to_string(),
+            "token_hash": header.token_hash,
+            "n_samples": header.n_samples,
+            "seq_len": header.seq_len,
+            "block_influence": influences,
+            "peak_host_bytes": process_memory::peak_host_bytes(),
+            "secs": begin.elapsed().as_secs_f64(),
+        }));
+    }
+    let mut rows = vec![vec!["layer".to_owned(), "block influence".to_owned()]];
+    rows.extend(influences.iter().enumerate().map(|(layer, bi)| vec![layer.to_string(), format!("{bi:.4}")]));
+    printer::line(&printer::table(&rows))?;
+    printer::line("")?;
+    printer::line(&format!("written  {}", folder.display()))?;
+    printer::line(&format!("time     {:.1} s", begin.elapsed().as_secs_f64()))
+}

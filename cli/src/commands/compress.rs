@@ -1,0 +1,257 @@
+//! `modegpt compress`
+
+use std::path::Path;
+use std::time::Instant;
+
+use modegpt::architecture::{DType, ModelConfig};
+use modegpt::compress::{LayerReport, Plan};
+use modegpt::run::{CalibrationRun, CompressionOptions, CompressionResult, PlanSource, StatisticsFolder, compress};
+use modegpt::{Calibration, MemoryPlan, Model, Reporter};
+use serde::Serialize;
+
+use crate::args::CompressArgs;
+use crate::device::FoundDevice;
+use crate::failure::Failure;
+use crate::progress::Bars;
+use crate::{device, inputs, printer, process_memory};
+
+/// What `--json` prints; scripts rely on these names.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    output: String,
+    mode: &'static str,
+    pub(crate) params_before: u64,
+    pub(crate) params_after: u64,
+    pub(crate) block_params_before: u64,
+    pub(crate) block_params_after: u64,
+    /// Share of the decoder blocks' linear weights that was removed.
+    sparsity: f64,
+    /// Share of all parameters that was removed.
+    sparsity_of_all_params: f64,
+    pub(crate) bytes_before: u64,
+    pub(crate) bytes_after: u64,
+    dtype: DType,
+    device: String,
+    special_tokens: String,
+    calibration_token_hash: String,
+    calibration_samples: usize,
+    calibration_seq_len: usize,
+    seed: u64,
+    fallbacks: u32,
+    planned_host_bytes: u64,
+    peak_host_bytes: Option<u64>,
+    pub(crate) secs: f64,
+    pub(crate) layers: Vec<LayerReport>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
+    let begin = Instant::now();
+    let plan = plan_source_of_file(args)?;
+    device::set_threads(args.common.threads);
+    let found = device::open(args.common.device)?;
+    let model = inputs::open_model(&args.model.model)?;
+    let options = CompressionOptions {
+        plan: match plan {
+            Some(plan) => PlanSource::Given(Box::new(plan)),
+            None => PlanSource::Make {
+                target: inputs::target(&args.target)?,
+                allocation: inputs::allocation(&args.target)?,
+                rounding: Some(inputs::rounding(&model, &args.target)),
+                ridges: inputs::ridges(&args.target),
+            },
+        },
+        dtype: args.dtype.map(inputs::dtype),
+        strict: args.strict,
+        statistics: args.statistics.as_ref().map(StatisticsFolder::new),
+        existing: inputs::existing(args.force, args.resume),
+    };
+    // Found out before any work: a sparsity that cannot be reached.
+    check_target(&model, &options)?;
+    let calibration = match &options.statistics {
+        Some(statistics) => statistics.calibration(model.fingerprint())?,
+        None => inputs::draw_calibration(&model, &args.calibration)?,
+    };
+    let bars = Bars::default();
+    let run = calibration_run(&model, &calibration, &found, args, &bars);
+    announce(&model, &calibration, &found, run.memory_plan());
+    let result = pollster::block_on(compress(&run, &options, &args.output))?;
+    let summary = summarise(&result, args, &model, &calibration, &found, run.memory_plan(), begin);
+    if args.common.json { printer::json(&summary) } else { print(&summary, &result.folder) }
+}
+
+fn plan_source_of_file(args: &CompressArgs) -> Result<Option<Plan>, Failure> {
+    let Some(file) = &args.plan else { return Ok(None) };
+    let fail = |e: &dyn std::fmt::Display| Failure::request(format!("plan `{}`: {e}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|e| fail(&e))?;
+    Ok(Some(Plan::from_json(&text).map_err(|e| fail(&e))?))
+}
+
+fn check_target(model: &Model, options: &CompressionOptions) -> Result<(), Failure> {
+    if let PlanSource::Make { target, allocation, rounding, ridges } = &options.plan {
+        let equal = vec![0.5; model.config().layers.len()];
+        let dtype = options.dtype.unwrap_or(model.checkpoint.dtype());
+        modegpt::run::make_plan(model, &equal, *target, *allocation, *rounding, *ridges, dtype)?;
+    }
+    Ok(())
+}
+
+/// The run that the arguments ask for, with fewer tokens at once if the device's memory asks for it.
+fn calibration_run<'a>(
+    model: &'a Model,
+    calibration: &'a Calibration,
+    found: &'a FoundDevice,
+    args: &CompressArgs,
+    bars: &'a Bars,
+) -> CalibrationRun<'a> {
+    run_of(model, calibration, found, &args.calibration, args.common.batch_tokens, bars)
+}
+
+/// A calibration run with as many tokens at once as the device's memory allows.
+pub(crate) fn run_of<'a>(
+    model: &'a Model,
+    calibration: &'a Calibration,
+    found: &'a FoundDevice,
+    args: &crate::args::CalibrationArgs,
+    batch_tokens: usize,
+    reporter: &'a dyn Reporter,
+) -> CalibrationRun<'a> {
+    let mut run = CalibrationRun {
+        model,
+        calibration,
+        compute: &found.compute,
+        gram_path: found.gram_path,
+        batch_tokens,
+        n_shards: args.shards,
+        max_host_bytes: args.max_ram,
+        reporter,
+    };
+    let seq_len = calibration.windows.seq_len;
+    while let Some(most) = args.max_vram
+        && run.memory_plan().device_bytes > most
+        && run.batch_tokens > seq_len
+    {
+        run.batch_tokens /= 2;
+    }
+    run
+}
+
+/// Says, before work begins, what will be done and what memory it takes.
+pub(crate) fn announce(model: &Model, calibration: &Calibration, found: &FoundDevice, plan: MemoryPlan) {
+    let MemoryPlan { host_bytes, device_bytes, scratch_bytes, stream_bytes, stream_on_disk } = plan;
+    let windows = &calibration.windows;
+    printer::remark(&format!("model        {}", describe(model.config(), model.params())));
+    printer::remark(&format!("device       {}", found.name));
+    printer::remark(&format!("tokenizer    {}", model.tokenizer.special_tokens_note()));
+    printer::remark(&format!("calibration  {} samples of {} tokens", windows.n, windows.seq_len));
+    let stream = if stream_on_disk { "on the disk" } else { "in memory" };
+    printer::remark(&format!(
+        "memory plan  host {}, device {}, disk {} (residual stream of {} {stream})",
+        printer::bytes(host_bytes),
+        if found.compute.is_host { "the host's".to_owned() } else { printer::bytes(device_bytes) },
+        printer::bytes(scratch_bytes),
+        printer::bytes(stream_bytes),
+    ));
+}
+
+/// One line on what a model is.
+pub(crate) fn describe(config: &ModelConfig, params: u64) -> String {
+    format!(
+        "{:?}, {} layers, width {}, {} heads ({} kv), {} parameters",
+        config.family,
+        config.layers.len(),
+        config.d_model,
+        config.n_heads,
+        config.n_kv_heads,
+        printer::grouped(params),
+    )
+}
+
+fn summarise(
+    result: &CompressionResult,
+    args: &CompressArgs,
+    model: &Model,
+    calibration: &Calibration,
+    found: &FoundDevice,
+    plan: MemoryPlan,
+    begin: Instant,
+) -> Summary {
+    let totals = &result.report.totals;
+    let (params_before, params_after) = result.params;
+    Summary {
+        output: result.folder.display().to_string(),
+        mode: "paper",
+        params_before,
+        params_after,
+        block_params_before: totals.block_params_before,
+        block_params_after: totals.block_params_after,
+        sparsity: totals.sparsity,
+        sparsity_of_all_params: 1.0 - params_after as f64 / params_before as f64,
+        bytes_before: result.bytes.0,
+        bytes_after: result.bytes.1,
+        dtype: args.dtype.map_or(model.checkpoint.dtype(), inputs::dtype),
+        device: found.name.clone(),
+        special_tokens: model.tokenizer.special_tokens_note().to_owned(),
+        calibration_token_hash: calibration.token_hash.clone(),
+        calibration_samples: calibration.windows.n,
+        calibration_seq_len: calibration.windows.seq_len,
+        seed: args.calibration.seed,
+        fallbacks: result.report.fallbacks,
+        planned_host_bytes: plan.host_bytes,
+        peak_host_bytes: process_memory::peak_host_bytes(),
+        secs: begin.elapsed().as_secs_f64(),
+        layers: result.report.layers.clone(),
+    }
+}
+
+fn print(summary: &Summary, folder: &Path) -> Result<(), Failure> {
+    printer::line(&layer_table(&summary.layers))?;
+    printer::line("")?;
+    printer::line(&size_table(summary))?;
+    printer::line("")?;
+    printer::line(&format!("written      {}", folder.display()))?;
+    printer::line(&format!("time         {:.1} s", summary.secs))?;
+    if let Some(peak) = summary.peak_host_bytes {
+        let planned = printer::bytes(summary.planned_host_bytes);
+        printer::line(&format!("peak memory  {} (planned {planned})", printer::bytes(peak)))?;
+    }
+    if summary.fallbacks > 0 {
+        printer::line(&format!("fallbacks    {} rounds of extra jitter; see the report", summary.fallbacks))?;
+    }
+    Ok(())
+}
+
+/// Widths and errors of every layer.
+pub(crate) fn layer_table(layers: &[LayerReport]) -> String {
+    let header = ["layer", "removed", "d_ff", "d_qk", "d_v", "MLP error", "QK error", "VO error"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    let change = |before: usize, after: usize| format!("{before} → {after}");
+    for layer in layers {
+        rows.push(vec![
+            layer.index.to_string(),
+            format!("{:.1} %", 100.0 * layer.sparsity),
+            change(layer.before.d_ff, layer.after.d_ff),
+            change(layer.before.d_qk, layer.after.d_qk),
+            change(layer.before.d_v, layer.after.d_v),
+            format!("{:.2e}", layer.mlp.relative_error),
+            format!("{:.2e}", layer.query_key.relative_error),
+            format!("{:.2e}", layer.value_output.relative_error),
+        ]);
+    }
+    printer::table(&rows)
+}
+
+/// Sizes before and after.
+pub(crate) fn size_table(summary: &Summary) -> String {
+    let row = |name: &str, before: u64, after: u64, show: fn(u64) -> String| {
+        let removed = 100.0 * (1.0 - after as f64 / before as f64);
+        vec![name.to_owned(), show(before), show(after), format!("{removed:.2} %")]
+    };
+    let header = ["", "before", "after", "removed"].map(str::to_owned).to_vec();
+    printer::table(&[
+        header,
+        row("block weights", summary.block_params_before, summary.block_params_after, printer::grouped),
+        row("all parameters", summary.params_before, summary.params_after, printer::grouped),
+        row("bytes", summary.bytes_before, summary.bytes_after, printer::bytes),
+    ])
+}

@@ -1,0 +1,220 @@
+//! Singular values of a layer's matrices, and what they say of how far each could be truncated.
+
+use faer::Mat;
+use modegpt::architecture::{LayerWeights, Matrix, ModelConfig};
+use modegpt::linalg::{Error, singular_values};
+use serde::Serialize;
+
+/// The spectrum of one matrix, in f64, with `s_1 ≥ s_2 ≥ …` its singular values.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Spectrum {
+    pub(crate) matrix: &'static str,
+    /// For products of a head's matrices: which kv head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kv_head: Option<usize>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) largest: f64,
+    /// `Σ s_i² / s_1²`
+    pub(crate) stable_rank: f64,
+    /// `exp(-Σ p_i ln p_i)` with `p_i = s_i² / Σ s²`
+    pub(crate) effective_rank: f64,
+    /// The fewest singular values that hold 90 % of `Σ s²`.
+    pub(crate) rank_90: usize,
+    /// The fewest singular values that hold 99 % of `Σ s²`.
+    pub(crate) rank_99: usize,
+    /// All of them, descending, to six significant digits.
+    pub(crate) singular_values: Vec<f64>,
+}
+
+impl Spectrum {
+    /// `shape` is that of the matrix; `values` are its singular values, descending. A matrix of zeros has rank 0.
+    fn new(matrix: &'static str, kv_head: Option<usize>, (rows, cols): (usize, usize), values: &[f64]) -> Self {
+        let largest = values.first().copied().unwrap_or(0.0);
+        // Relative to the largest, so that no square overflows or vanishes.
+        let energies: Vec<f64> =
+            values.iter().map(|s| if largest > 0.0 { (s / largest).powi(2) } else { 0.0 }).collect();
+        let total: f64 = energies.iter().sum();
+        Self {
+            matrix,
+            kv_head,
+            rows,
+            cols,
+            largest: six_digits(largest),
+            stable_rank: six_digits(total),
+            effective_rank: six_digits(effective_rank(&energies, total)),
+            rank_90: rank_holding(&energies, 0.90 * total),
+            rank_99: rank_holding(&energies, 0.99 * total),
+            singular_values: values.iter().copied().map(six_digits).collect(),
+        }
+    }
+
+    /// The spectrum as a row of `width` blocks, each the largest value of its part relative to `s_1`.
+    pub(crate) fn sparkline(&self, width: usize) -> String {
+        const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+        let n = self.singular_values.len();
+        let width = width.min(n);
+        let level = |part: usize| {
+            let share = self.singular_values[part * n / width] / self.largest;
+            LEVELS[((share * 8.0) as usize).min(7)]
+        };
+        (0..width).map(level).collect()
+    }
+}
+
+/// Every matrix of the block by itself, then for each kv head the product of its values and outputs.
+pub(crate) fn of_layer(config: &ModelConfig, weights: &LayerWeights) -> Result<Vec<Spectrum>, Error> {
+    let mut spectra = Vec::new();
+    for (name, linear) in weights.linears() {
+        let Matrix { rows, cols, .. } = linear.weight;
+        let values = singular_values(widen(&linear.weight).as_ref())?;
+        spectra.push(Spectrum::new(name, None, (rows, cols), &values));
+    }
+    for kv_head in 0..config.n_kv_heads {
+        spectra.push(value_output(config, weights, kv_head)?);
+    }
+    Ok(spectra)
+}
+
+/// The spectrum of `W_V [W_O,1 … W_O,g]`, the outputs of all query heads that share the values side by side.
+///
+/// ```text
+/// W_V = Q R,  [W_O,1 … W_O,g]ᵀ = P S:   the singular values are those of R Sᵀ, which is no larger than a head
+/// ```
+fn value_output(config: &ModelConfig, weights: &LayerWeights, kv_head: usize) -> Result<Spectrum, Error> {
+    let (group, d_model) = (config.group_size(), config.d_model);
+    let d_v = weights.value.weight.cols / config.n_kv_heads;
+    let value = widen(&weights.value.weight.column_range(kv_head * d_v, (kv_head + 1) * d_v));
+    let first_row = kv_head * group * d_v;
+    let output = widen(&weights.output.weight.row_range(first_row, first_row + group * d_v));
+    let side_by_side = Mat::from_fn(group * d_model, d_v, |column, row| {
+        output[(column / d_model * d_v + row, column % d_model)] // [d_v, g * d_model], transposed
+    });
+    let (value_qr, output_qr) = (value.qr(), side_by_side.qr());
+    let core = value_qr.thin_R() * output_qr.thin_R().transpose();
+    let values = singular_values(core.as_ref())?;
+    Ok(Spectrum::new("value·output", Some(kv_head), (d_model, group * d_model), &values))
+}
+
+fn widen(matrix: &Matrix) -> Mat<f64> {
+    Mat::from_fn(matrix.rows, matrix.cols, |row, col| f64::from(matrix.row(row)[col]))
+}
+
+/// `exp` of the entropy of the energies; 0 if there are none.
+fn effective_rank(energies: &[f64], total: f64) -> f64 {
+    if total == 0.0 {
+        return 0.0;
+    }
+    let shares = energies.iter().map(|energy| energy / total).filter(|share| *share > 0.0);
+    (-shares.map(|share| share * share.ln()).sum::<f64>()).exp()
+}
+
+/// How many of the leading energies reach `wanted`.
+fn rank_holding(energies: &[f64], wanted: f64) -> usize {
+    let mut held = 0.0;
+    energies.iter().take_while(|energy| (held < wanted).then(|| held += **energy).is_some()).count()
+}
+
+/// To six significant digits.
+fn six_digits(value: f64) -> f64 {
+    format!("{value:.5e}").parse().unwrap_or(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use modegpt::architecture::{Linear, NormWeights};
+
+    use super::*;
+
+    fn spectrum(values: &[f64]) -> Spectrum {
+        Spectrum::new("up", None, (values.len(), values.len()), values)
+    }
+
+    #[test]
+    fn equal_values_are_of_full_rank_by_every_measure() {
+        let found = spectrum(&[3.0; 10]);
+        assert_eq!((found.largest, found.stable_rank, found.effective_rank), (3.0, 10.0, 10.0));
+        assert_eq!((found.rank_90, found.rank_99), (9, 10));
+        assert_eq!(found.sparkline(5), "█████");
+    }
+
+    #[test]
+    fn one_value_is_of_rank_one_and_none_of_rank_zero() {
+        let found = spectrum(&[2.0, 0.0, 0.0]);
+        assert_eq!((found.stable_rank, found.effective_rank, found.rank_90, found.rank_99), (1.0, 1.0, 1, 1));
+        assert_eq!(found.sparkline(9), "█▁▁");
+        let none = spectrum(&[0.0, 0.0]);
+        assert_eq!((none.stable_rank, none.effective_rank, none.rank_90, none.rank_99), (0.0, 0.0, 0, 0));
+        assert_eq!(none.sparkline(9), "▁▁");
+    }
+
+    #[test]
+    fn huge_and_tiny_values_have_ranks() {
+        for scale in [1e-300, 1e300] {
+            let found = spectrum(&[2.0 * scale, scale]);
+            assert_eq!((found.stable_rank, found.rank_90, found.rank_99), (1.25, 2, 2));
+        }
+    }
+
+    #[test]
+    fn values_keep_six_digits() {
+        assert_eq!(spectrum(&[1.234_567_89, 1e-9]).singular_values, [1.234_57, 1e-9]);
+    }
+
+    fn config() -> ModelConfig {
+        ModelConfig::from_json(&serde_json::json!({
+            "model_type": "llama", "vocab_size": 16, "hidden_size": 12, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 3,
+            "max_position_embeddings": 16, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
+        }))
+        .expect("a valid configuration")
+    }
+
+    fn weights() -> LayerWeights {
+        let mut state = 1u32;
+        let mut linear = |rows: usize, cols: usize| {
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / 16_777_216.0 - 0.5
+            };
+            Linear { weight: Matrix::new(rows, cols, (0..rows * cols).map(|_| next()).collect()), bias: None }
+        };
+        let norm = || NormWeights { weight: None, bias: None };
+        LayerWeights {
+            attention_norm: norm(),
+            query: linear(12, 12),
+            key: linear(12, 6),
+            value: linear(12, 6),
+            output: linear(12, 12),
+            mlp_norm: norm(),
+            gate: Some(linear(12, 8)),
+            up: linear(12, 8),
+            down: linear(8, 12),
+        }
+    }
+
+    /// The small product has the singular values of the large one, head by head.
+    #[test]
+    fn value_output_spectrum_is_that_of_the_whole_product() {
+        let (config, weights) = (config(), weights());
+        let spectra = of_layer(&config, &weights).expect("finite weights");
+        let names: Vec<_> = spectra.iter().map(|spectrum| spectrum.matrix).collect();
+        let products = ["value·output"; 2];
+        assert_eq!(names, [&["query", "key", "value", "output", "gate", "up", "down"][..], &products].concat());
+        for kv_head in 0..2 {
+            let value = widen(&weights.value.weight.column_range(kv_head * 3, kv_head * 3 + 3));
+            let mut whole = Mat::zeros(12, 24);
+            for place in 0..2 {
+                let first = (kv_head * 2 + place) * 3;
+                let output = widen(&weights.output.weight.row_range(first, first + 3));
+                whole.subcols_mut(place * 12, 12).copy_from(&value * &output);
+            }
+            let expected = singular_values(whole.as_ref()).expect("finite");
+            let found = &spectra[7 + kv_head];
+            assert_eq!((found.kv_head, found.singular_values.len()), (Some(kv_head), 3));
+            for (found, expected) in found.singular_values.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-5 * expected, "{found} instead of {expected}");
+            }
+        }
+    }
+}

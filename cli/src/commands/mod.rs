@@ -1,0 +1,12 @@
+//! One file for each command.
+
+pub(crate) mod bench;
+pub(crate) mod calibrate;
+pub(crate) mod completions;
+pub(crate) mod compress;
+pub(crate) mod demo;
+pub(crate) mod doctor;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod plan;

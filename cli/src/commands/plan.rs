@@ -1,0 +1,50 @@
+//! `modegpt plan`
+
+use modegpt::compress::Plan;
+use modegpt::run::{StatisticsFolder, make_plan};
+
+use crate::args::PlanArgs;
+use crate::failure::Failure;
+use crate::{inputs, printer};
+
+/// Runs the command.
+pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
+    let target = inputs::target(&args.target)?;
+    let allocation = inputs::allocation(&args.target)?;
+    let model = inputs::open_model(&args.model.model)?;
+    let statistics = StatisticsFolder::new(&args.statistics);
+    let (influences, _) = statistics.influences(model.config().layers.len(), model.fingerprint())?;
+    let rounding = Some(inputs::rounding(&model, &args.target));
+    let dtype = args.dtype.map_or(model.checkpoint.dtype(), inputs::dtype);
+    let plan = make_plan(&model, &influences, target, allocation, rounding, inputs::ridges(&args.target), dtype)?;
+    let Some(file) = &args.output else {
+        return printer::piece(&plan.to_json());
+    };
+    std::fs::write(file, plan.to_json())
+        .map_err(|e| Failure::request(format!("cannot write plan `{}`: {e}", file.display())))?;
+    if args.json { printer::piece(&plan.to_json()) } else { print(&plan, &file.display().to_string()) }
+}
+
+fn print(plan: &Plan, file: &str) -> Result<(), Failure> {
+    let header = ["layer", "influence", "asked", "d_ff", "d_qk", "d_v"].map(str::to_owned).to_vec();
+    let mut rows = vec![header];
+    for layer in &plan.layers {
+        rows.push(vec![
+            layer.index.to_string(),
+            format!("{:.4}", layer.block_influence),
+            format!("{:.1} %", 100.0 * layer.sparsity),
+            layer.d_ff.to_string(),
+            layer.d_qk.to_string(),
+            layer.d_v.to_string(),
+        ]);
+    }
+    printer::line(&printer::table(&rows))?;
+    let totals = &plan.totals;
+    printer::line(&format!(
+        "\nblock weights {} → {} ({:.2} % removed, {:.2} % asked)\nwritten {file}: edit it, then modegpt compress MODEL --plan {file}",
+        printer::grouped(totals.block_params_before),
+        printer::grouped(totals.block_params_after),
+        100.0 * totals.sparsity,
+        100.0 * plan.target,
+    ))
+}

@@ -1,0 +1,152 @@
+//! From words on the command line to models, texts and options.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use modegpt::architecture::DType;
+use modegpt::checkpoint::{Existing, FolderSource};
+use modegpt::compress::{Ridges, Rounding, Target};
+use modegpt::run::AllocationChoice;
+use modegpt::text_tools::{Corpus, Strategy};
+use modegpt::{Calibration, CalibrationOptions, Model, read_corpus};
+
+use crate::args::{AllocationName, CalibrationArgs, DTypeName, Placement, TargetArgs};
+use crate::failure::Failure;
+use crate::hub;
+use crate::progress::Bars;
+
+/// Samples are this long where the model's context allows it and nothing else is asked for.
+const DEFAULT_SEQ_LEN: usize = 2048;
+
+/// Opens a folder, or downloads a hub id first.
+pub(crate) fn open_model(name: &str) -> Result<Model, Failure> {
+    use modegpt::Reporter;
+    let bars = Bars::default();
+    let shown = std::cell::RefCell::new(String::new());
+    let folder = hub::resolve(name, &|file, done, all| {
+        if *shown.borrow() != file {
+            bars.end();
+            bars.begin(file, all);
+            shown.replace(file.to_owned());
+        }
+        bars.advance(done);
+    });
+    bars.end();
+    let folder = folder.map_err(|error| match error.hint() {
+        Some(hint) => Failure::request(format!("{error}\n  hint: {hint}")),
+        None => Failure::from(error),
+    })?;
+    Model::open(Arc::new(FolderSource::new(&folder)))
+        .map_err(|error| Failure::request(format!("cannot open the model in `{}`: {error}", folder.display())))
+}
+
+/// Reads text files; of a folder, every file that holds text, by name.
+pub(crate) fn read_texts(paths: &[PathBuf], field: Option<&str>) -> Result<Vec<Corpus>, Failure> {
+    let mut corpora = Vec::new();
+    for path in paths {
+        for file in text_files(path)? {
+            let name = file.to_string_lossy();
+            let bytes =
+                std::fs::read(&file).map_err(|e| Failure::request(format!("cannot read text `{name}`: {e}")))?;
+            corpora.push(read_corpus(&name, &bytes, field)?);
+        }
+    }
+    Ok(corpora)
+}
+
+fn text_files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let fail = |e: std::io::Error| Failure::request(format!("cannot read text `{}`: {e}", path.display()));
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(fail)? {
+        let file = entry.map_err(fail)?.path();
+        let ending = file.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        if file.is_file() && ["txt", "raw", "jsonl", "json", "md"].contains(&ending) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    if files.is_empty() {
+        return Err(Failure::request(format!(
+            "folder `{}` has no text: expected .txt, .raw, .md, .jsonl or .json",
+            path.display()
+        )));
+    }
+    Ok(files)
+}
+
+/// A length that the model can read.
+pub(crate) fn seq_len(model: &Model, asked: Option<usize>) -> usize {
+    asked.unwrap_or(DEFAULT_SEQ_LEN.min(model.config().max_positions))
+}
+
+/// Draws the samples that were asked for.
+pub(crate) fn draw_calibration(model: &Model, args: &CalibrationArgs) -> Result<Calibration, Failure> {
+    if args.calibration.is_empty() {
+        return Err(Failure::Usage("text to calibrate on is missing: --calibration FILE…".to_owned()));
+    }
+    let corpora = read_texts(&args.calibration, args.field.as_deref())?;
+    let options = CalibrationOptions {
+        n_samples: args.samples,
+        seq_len: seq_len(model, args.seq_len),
+        seed: args.seed,
+        strategy: match args.placement {
+            Placement::Random => Strategy::Random,
+            Placement::Spread => Strategy::Spread,
+        },
+    };
+    Ok(Calibration::draw(model, &corpora, options)?)
+}
+
+/// The size that was asked for.
+pub(crate) fn target(args: &TargetArgs) -> Result<Target, Failure> {
+    match (args.sparsity, args.target_params, args.target_bytes) {
+        (Some(sparsity), _, _) => Ok(Target::Sparsity(sparsity)),
+        (_, Some(params), _) => Ok(Target::Params(params)),
+        (_, _, Some(bytes)) => Ok(Target::Bytes(bytes)),
+        _ => Err(Failure::Usage("how small? Pass --sparsity, --target-params, --target-bytes or --plan".to_owned())),
+    }
+}
+
+/// How sparsity is spread.
+pub(crate) fn allocation(args: &TargetArgs) -> Result<AllocationChoice, Failure> {
+    match (args.allocation, args.epsilon) {
+        (AllocationName::Uniform, None) => Ok(AllocationChoice::Uniform),
+        (AllocationName::Uniform, Some(_)) => {
+            Err(Failure::Usage("--epsilon belongs to --allocation block-influence".to_owned()))
+        }
+        (AllocationName::BlockInfluence, Some(epsilon)) => Ok(AllocationChoice::Epsilon(epsilon)),
+        (AllocationName::BlockInfluence, None) => Ok(AllocationChoice::Paper),
+    }
+}
+
+/// The roundings that were asked for, the rest by the model's size.
+pub(crate) fn rounding(model: &Model, args: &TargetArgs) -> Rounding {
+    let usual = Rounding::default_for(model.config());
+    Rounding { ff: args.round_ff.unwrap_or(usual.ff), head: args.round_head.unwrap_or(usual.head) }
+}
+
+/// The ridges.
+pub(crate) fn ridges(args: &TargetArgs) -> Ridges {
+    Ridges { leverage: args.ridge, refit: args.refit_ridge }
+}
+
+/// An element type by its name.
+pub(crate) fn dtype(name: DTypeName) -> DType {
+    match name {
+        DTypeName::F32 => DType::F32,
+        DTypeName::F16 => DType::F16,
+        DTypeName::Bf16 => DType::Bf16,
+    }
+}
+
+/// What may be done to an output that is there already.
+pub(crate) fn existing(force: bool, resume: bool) -> Existing {
+    match (force, resume) {
+        (true, _) => Existing::Replace,
+        (_, true) => Existing::Resume,
+        _ => Existing::Refuse,
+    }
+}

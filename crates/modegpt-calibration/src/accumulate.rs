@@ -1,0 +1,123 @@
+//! Statistics of one layer while the batches come in.
+
+use modegpt_architecture::{LayerShape, ModelConfig};
+use modegpt_linalg::{Gram, GramAccumulator};
+use modegpt_model::{Compute, ComputeError, Observations};
+use modegpt_statistics::LayerStatistics;
+
+use crate::hidden_gram::{GramPath, HiddenGram, add_column_sums};
+
+/// Sums over the batches seen so far.
+pub(crate) struct Accumulators {
+    n_tokens: u64,
+    influence_sum: f64,
+    hidden: HiddenGram,
+    query: Heads,
+    key: Heads,
+    key_sum: Vec<f64>,
+    value: Heads,
+    attention: Heads,
+}
+
+impl Accumulators {
+    pub(crate) fn new(config: &ModelConfig, shape: &LayerShape, path: GramPath) -> Self {
+        Self {
+            n_tokens: 0,
+            influence_sum: 0.0,
+            hidden: HiddenGram::new(shape.d_ff, path),
+            query: Heads::new(config.n_heads, shape.d_qk),
+            key: Heads::new(config.n_kv_heads, shape.d_qk),
+            key_sum: vec![0.0; config.n_kv_heads * shape.d_qk],
+            value: Heads::new(config.n_kv_heads, shape.d_v),
+            attention: Heads::new(config.n_heads, shape.d_v),
+        }
+    }
+
+    /// `before` and `after` are the residual stream around the layer, rows of `d_model`.
+    pub(crate) async fn add(
+        &mut self,
+        before: &[f32],
+        after: &[f32],
+        d_model: usize,
+        seen: Observations,
+        compute: &Compute,
+    ) -> Result<(), ComputeError> {
+        self.n_tokens += (before.len() / d_model) as u64;
+        self.influence_sum += influence_sum(before, after, d_model);
+        self.hidden.add(seen.hidden, compute).await?;
+        self.query.add(&compute.read(seen.query).await?);
+        let keys = compute.read(seen.key).await?;
+        add_column_sums(&mut self.key_sum, &keys);
+        self.key.add(&keys);
+        self.value.add(&compute.read(seen.value).await?);
+        self.attention.add(&compute.read(seen.attention).await?);
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> LayerStatistics {
+        let (mlp, mlp_sum) = self.hidden.finish();
+        let key_width = self.key.width;
+        LayerStatistics {
+            n_tokens: self.n_tokens,
+            influence_sum: self.influence_sum,
+            mlp,
+            mlp_sum,
+            query: self.query.finish(),
+            key: self.key.finish(),
+            key_sum: self.key_sum.chunks_exact(key_width).map(<[f64]>::to_vec).collect(),
+            value: self.value.finish(),
+            attention_output: self.attention.finish(),
+        }
+    }
+}
+
+/// One Gram matrix for each head of a wide activation.
+struct Heads {
+    grams: Vec<GramAccumulator>,
+    width: usize,
+}
+
+impl Heads {
+    fn new(n_heads: usize, width: usize) -> Self {
+        Self { grams: (0..n_heads).map(|_| GramAccumulator::new(width)).collect(), width }
+    }
+
+    fn add(&mut self, rows: &[f32]) {
+        let stride = self.grams.len() * self.width;
+        for (head, gram) in self.grams.iter_mut().enumerate() {
+            gram.add_rows_strided(rows, rows.len() / stride, stride, head * self.width);
+        }
+    }
+
+    fn finish(self) -> Vec<Gram> {
+        self.grams.into_iter().map(GramAccumulator::finish).collect()
+    }
+}
+
+/// `Σ (1 - cos(x, y))` over rows; a row of zeros counts as unchanged.
+fn influence_sum(before: &[f32], after: &[f32], d_model: usize) -> f64 {
+    let cosine = |x: &[f32], y: &[f32]| {
+        let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
+        for (a, b) in x.iter().zip(y) {
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            xy += a * b;
+            xx += a * a;
+            yy += b * b;
+        }
+        if xx == 0.0 || yy == 0.0 { 1.0 } else { xy / (xx * yy).sqrt() }
+    };
+    before.chunks_exact(d_model).zip(after.chunks_exact(d_model)).map(|(x, y)| 1.0 - cosine(x, y)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::influence_sum;
+
+    #[test]
+    fn influence_is_zero_for_scaling_one_for_a_right_angle_two_for_reversal() {
+        let before = [1.0, 0.0, 1.0, 0.0, 3.0, 4.0];
+        let after = [2.0, 0.0, 0.0, 5.0, -3.0, -4.0];
+        assert!((influence_sum(&before, &after, 2) - 3.0).abs() < 1e-12);
+        assert!((influence_sum(&before[..2], &after[..2], 2)).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,351 @@
+//! A model as stored, opened and checked, its weights read piece by piece.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use modegpt_architecture::family::{self, KeyTable, LinearLayout, QkvKeys};
+use modegpt_architecture::{
+    DType, LayerWeights, Linear, Matrix, ModelConfig, Norm, NormWeights, OuterWeights, Positions, WeightError,
+    WeightProvider,
+};
+use serde_json::Value;
+
+use crate::layout::{TensorSpec, layer_tensors, outer_tensors, qkv_widths};
+use crate::{LoadError, Source, StoredType, TensorIndex, read_file};
+
+/// Far above any real configuration.
+const CONFIG_LIMIT_BYTES: u64 = 16 << 20;
+
+/// A checkpoint whose tensors were found to be those that its configuration asks for.
+///
+/// Weights are read when asked for and not kept.
+#[derive(Clone)]
+pub struct Checkpoint {
+    source: Arc<dyn Source>,
+    index: Arc<TensorIndex>,
+    config: ModelConfig,
+    config_json: Value,
+    keys: KeyTable,
+    root: &'static str,
+    dtype: DType,
+}
+
+impl Checkpoint {
+    /// Opens the model in `source` and checks every tensor's presence, shape and element type.
+    ///
+    /// # Errors
+    /// [`LoadError`], naming file and tensor, what was expected and what found.
+    pub fn open(source: Arc<dyn Source>) -> Result<Self, LoadError> {
+        let config_json = read_json(source.as_ref(), "config.json")?;
+        let config = ModelConfig::from_json(&config_json)?;
+        let index = TensorIndex::open(source.as_ref())?;
+        let keys = family::keys(&config);
+        let root = find_root(&index, &keys)?;
+        let dtype = check_tensors(&index, &config, &keys, root)?;
+        Ok(Self { source, index: Arc::new(index), config, config_json, keys, root, dtype })
+    }
+
+    /// `config.json` as stored.
+    pub fn config_json(&self) -> &Value {
+        &self.config_json
+    }
+
+    /// Where the files come from.
+    pub fn source(&self) -> &dyn Source {
+        self.source.as_ref()
+    }
+
+    /// The list of stored tensors.
+    pub fn index(&self) -> &TensorIndex {
+        &self.index
+    }
+
+    /// The family's key table and the prefix that this checkpoint uses with it.
+    pub fn keys(&self) -> (&KeyTable, &'static str) {
+        (&self.keys, self.root)
+    }
+
+    /// The element type of the decoder blocks.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes of all tensors that belong to the model.
+    pub fn bytes(&self) -> u64 {
+        self.specs().iter().filter_map(|spec| Some(self.index.get(&spec.name).ok()?.bytes)).sum()
+    }
+
+    /// A fingerprint of names, shapes and samples of the weights.
+    ///
+    /// # Errors
+    /// If the samples cannot be read.
+    pub fn fingerprint(&self) -> Result<String, LoadError> {
+        Ok(self.index.fingerprint(self.source.as_ref())?)
+    }
+
+    /// A file beside the weights, such as the tokenizer's, or `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is larger than `limit_bytes`.
+    pub fn companion(&self, file: &str, limit_bytes: u64) -> Result<Option<Vec<u8>>, LoadError> {
+        match self.source.size(file)? {
+            Some(_) => Ok(Some(read_file(self.source.as_ref(), file, limit_bytes)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// One stored tensor, widened to `f32` and checked to be finite.
+    ///
+    /// # Errors
+    /// [`LoadError`] if it is missing, unreadable or not finite.
+    pub fn tensor(&self, name: &str) -> Result<Vec<f32>, LoadError> {
+        let values = self.index.read_f32(self.source.as_ref(), name)?;
+        self.check_finite(name, &values)?;
+        Ok(values)
+    }
+
+    fn specs(&self) -> Vec<TensorSpec> {
+        all_specs(&self.config, &self.keys, self.root)
+    }
+
+    fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, LoadError> {
+        let values = self.index.read_rows(self.source.as_ref(), name, rows)?;
+        self.check_finite(name, &values)?;
+        Ok(values)
+    }
+
+    fn check_finite(&self, name: &str, values: &[f32]) -> Result<(), LoadError> {
+        let Some(element) = values.iter().position(|value| !value.is_finite()) else {
+            return Ok(());
+        };
+        let file = self.index.get(name)?.file.clone();
+        Err(LoadError::NotFinite { name: name.to_owned(), file, value: values[element], element })
+    }
+
+    fn linear(&self, name: &str, d_in: usize, d_out: usize, bias: bool) -> Result<Linear, LoadError> {
+        let data = self.tensor(&format!("{name}.weight"))?;
+        let weight = match self.keys.layout {
+            LinearLayout::OutIn => Matrix::new(d_out, d_in, data).transposed(),
+            LinearLayout::InOut => Matrix::new(d_in, d_out, data),
+        };
+        let bias = if bias { Some(self.tensor(&format!("{name}.bias"))?) } else { None };
+        Ok(Linear { weight, bias })
+    }
+
+    fn norm(&self, name: &str) -> Result<NormWeights, LoadError> {
+        if !self.config.norm_affine {
+            return Ok(NormWeights { weight: None, bias: None });
+        }
+        let bias = match self.config.norm {
+            Norm::Layer { .. } => Some(self.tensor(&format!("{name}.bias"))?),
+            Norm::Rms { .. } => None,
+        };
+        Ok(NormWeights { weight: Some(self.tensor(&format!("{name}.weight"))?), bias })
+    }
+
+    fn qkv(&self, prefix: &str, widths: (usize, usize, usize)) -> Result<[Linear; 3], LoadError> {
+        let (d, bias, (query, key, value)) = (self.config.d_model, self.config.qkv_bias, widths);
+        let name = |name: &str| format!("{prefix}{name}");
+        match self.keys.layer.qkv {
+            QkvKeys::Separate { query: q, key: k, value: v } => Ok([
+                self.linear(&name(q), d, query, bias)?,
+                self.linear(&name(k), d, key, bias)?,
+                self.linear(&name(v), d, value, bias)?,
+            ]),
+            QkvKeys::Fused(fused) => {
+                let fused = self.linear(&name(fused), d, query + key + value, bias)?;
+                let part = |start: usize, end: usize| Linear {
+                    weight: fused.weight.column_range(start, end),
+                    bias: fused.bias.as_ref().map(|bias| bias[start..end].to_vec()),
+                };
+                Ok([part(0, query), part(query, query + key), part(query + key, query + key + value)])
+            }
+        }
+    }
+
+    fn read_layer(&self, index: usize) -> Result<LayerWeights, LoadError> {
+        let config = &self.config;
+        let shape = &config.layers[index];
+        let d = config.d_model;
+        let prefix = self.keys.layer_prefix(self.root, index);
+        let name = |name: &str| format!("{prefix}{name}");
+        let [query, key, value] = self.qkv(&prefix, qkv_widths(config, shape))?;
+        let gate = match self.keys.layer.gate {
+            Some(gate) => Some(self.linear(&name(gate), d, shape.d_ff, config.mlp_bias)?),
+            None => None,
+        };
+        Ok(LayerWeights {
+            attention_norm: self.norm(&name(self.keys.layer.attention_norm))?,
+            query,
+            key,
+            value,
+            output: self.linear(&name(self.keys.layer.output), config.n_heads * shape.d_v, d, config.output_bias)?,
+            mlp_norm: self.norm(&name(self.keys.layer.mlp_norm))?,
+            gate,
+            up: self.linear(&name(self.keys.layer.up), d, shape.d_ff, config.mlp_bias)?,
+            down: self.linear(&name(self.keys.layer.down), shape.d_ff, d, config.mlp_bias)?,
+        })
+    }
+
+    fn read_outer(&self) -> Result<OuterWeights, LoadError> {
+        let config = &self.config;
+        let norm = || self.norm(&format!("{}{}", self.root, self.keys.final_norm));
+        let projection = |name: Option<&str>, d_in, d_out| match name {
+            Some(name) if config.d_embedding != config.d_model => {
+                let data = self.tensor(&format!("{}{name}.weight", self.root))?;
+                Ok(Some(Linear { weight: Matrix::new(d_out, d_in, data).transposed(), bias: None }))
+            }
+            _ => Ok::<_, LoadError>(None),
+        };
+        Ok(OuterWeights {
+            final_norm: if config.final_norm { Some(norm()?) } else { None },
+            project_in: projection(self.keys.project_in, config.d_embedding, config.d_model)?,
+            project_out: projection(self.keys.project_out, config.d_model, config.d_embedding)?,
+        })
+    }
+
+    fn read_embedding_rows(&self, ids: &[u32]) -> Result<Matrix, LoadError> {
+        let name = format!("{}{}.weight", self.root, self.keys.embedding);
+        let (vocab, width) = (self.config.vocab, self.config.d_embedding);
+        let mut data = Vec::with_capacity(ids.len() * width);
+        for &id in ids {
+            let row = id as usize;
+            if row >= vocab {
+                return Err(LoadError::Token { id, vocab });
+            }
+            data.extend(self.rows(&name, row..row + 1)?);
+        }
+        Ok(Matrix::new(ids.len(), width, data))
+    }
+
+    fn read_position_rows(&self, range: Range<usize>) -> Result<Option<Matrix>, LoadError> {
+        let (Some(positions), Positions::Learned { offset }) = (self.keys.positions, self.config.positions) else {
+            return Ok(None);
+        };
+        if range.end > self.config.max_positions {
+            let max_positions = self.config.max_positions;
+            return Err(LoadError::Position { position: range.end - 1, max_positions });
+        }
+        let name = format!("{}{positions}.weight", self.root);
+        let data = self.rows(&name, range.start + offset..range.end + offset)?;
+        Ok(Some(Matrix::new(range.len(), self.config.d_model, data)))
+    }
+
+    fn read_head_rows(&self, range: Range<usize>) -> Result<Matrix, LoadError> {
+        let name = if self.config.tied_head {
+            format!("{}{}.weight", self.root, self.keys.embedding)
+        } else {
+            format!("{}.weight", self.keys.head)
+        };
+        Ok(Matrix::new(range.len(), self.config.d_embedding, self.rows(&name, range)?))
+    }
+}
+
+impl WeightProvider for Checkpoint {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn layer(&self, index: usize) -> Result<LayerWeights, WeightError> {
+        Ok(self.read_layer(index)?)
+    }
+
+    fn outer(&self) -> Result<OuterWeights, WeightError> {
+        Ok(self.read_outer()?)
+    }
+
+    fn embedding_rows(&self, ids: &[u32]) -> Result<Matrix, WeightError> {
+        Ok(self.read_embedding_rows(ids)?)
+    }
+
+    fn position_rows(&self, range: Range<usize>) -> Result<Option<Matrix>, WeightError> {
+        Ok(self.read_position_rows(range)?)
+    }
+
+    fn head_rows(&self, range: Range<usize>) -> Result<Matrix, WeightError> {
+        Ok(self.read_head_rows(range)?)
+    }
+}
+
+/// Reads and parses a JSON file.
+pub(crate) fn read_json(source: &dyn Source, file: &str) -> Result<Value, LoadError> {
+    let bytes = read_file(source, file, CONFIG_LIMIT_BYTES)?;
+    serde_json::from_slice(&bytes).map_err(|error| LoadError::Json { file: file.to_owned(), reason: error.to_string() })
+}
+
+fn all_specs(config: &ModelConfig, keys: &KeyTable, root: &str) -> Vec<TensorSpec> {
+    let layers = config.layers.iter().enumerate().flat_map(|(i, shape)| layer_tensors(config, keys, root, i, shape));
+    outer_tensors(config, keys, root).into_iter().chain(layers).collect()
+}
+
+/// The prefix under which this checkpoint was published.
+fn find_root(index: &TensorIndex, keys: &KeyTable) -> Result<&'static str, LoadError> {
+    let name = |root: &str| format!("{root}{}.weight", keys.embedding);
+    keys.roots.iter().copied().find(|root| index.contains(&name(root))).ok_or_else(|| LoadError::NoEmbedding {
+        expected: keys.roots.iter().map(|root| format!("`{}`", name(root))).collect::<Vec<_>>().join(" or "),
+        found: index.names().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// Compares what is stored with what the configuration asks for; gives the element type of the first layer's weights.
+fn check_tensors(
+    index: &TensorIndex,
+    config: &ModelConfig,
+    keys: &KeyTable,
+    root: &'static str,
+) -> Result<DType, LoadError> {
+    let specs = all_specs(config, keys, root);
+    for spec in &specs {
+        if !index.contains(&spec.name) {
+            return Err(LoadError::Missing { name: spec.name.clone(), expected: spec.shape.clone() });
+        }
+        let entry = index.get(&spec.name)?;
+        if entry.shape != spec.shape {
+            return Err(LoadError::Shape {
+                name: spec.name.clone(),
+                file: entry.file.clone(),
+                expected: spec.shape.clone(),
+                found: entry.shape.clone(),
+            });
+        }
+        dtype_of(index, &spec.name)?;
+    }
+    check_extra(index, config, keys, &specs)?;
+    let first = layer_tensors(config, keys, root, 0, &config.layers[0]);
+    let widest = first.iter().max_by_key(|spec| spec.n_elements()).expect("a layer has tensors");
+    dtype_of(index, &widest.name)
+}
+
+fn dtype_of(index: &TensorIndex, name: &str) -> Result<DType, LoadError> {
+    let entry = index.get(name)?;
+    match &entry.dtype {
+        StoredType::F32 => Ok(DType::F32),
+        StoredType::F16 => Ok(DType::F16),
+        StoredType::Bf16 => Ok(DType::Bf16),
+        other => Err(LoadError::DType { name: name.to_owned(), file: entry.file.clone(), found: other.to_string() }),
+    }
+}
+
+/// Tensors that nobody asked for mean that configuration and weights belong to different models.
+fn check_extra(
+    index: &TensorIndex,
+    config: &ModelConfig,
+    keys: &KeyTable,
+    specs: &[TensorSpec],
+) -> Result<(), LoadError> {
+    let known: std::collections::BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
+    let tied_head = format!("{}.weight", keys.head);
+    let has_no_place = |name: &&str| {
+        !known.contains(name)
+            && !keys.ignored.iter().any(|ending| name.ends_with(ending))
+            // Published beside the embedding that it repeats.
+            && !(config.tied_head && *name == tied_head)
+    };
+    let extra: Vec<&str> = index.names().filter(has_no_place).collect();
+    match extra.first() {
+        None => Ok(()),
+        Some(name) => {
+            Err(LoadError::Extra { count: extra.len(), name: (*name).to_owned(), file: index.get(name)?.file.clone() })
+        }
+    }
+}

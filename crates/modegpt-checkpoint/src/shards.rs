@@ -1,0 +1,97 @@
+//! Checkpoints in several files, tied together by a `*.index.json`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+
+use crate::source::check_file_name;
+use crate::{Error, Source, TensorEntry, read_file};
+
+/// The most bytes of an index that are read: half a million tensors with long names.
+const INDEX_LIMIT_BYTES: u64 = 64 << 20;
+
+/// `{"metadata": …, "weight_map": {tensor: shard}}`.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: UniqueMap<String>,
+}
+
+/// Reads the headers of one file.
+type ReadShard = fn(&dyn Source, &str) -> Result<BTreeMap<String, TensorEntry>, Error>;
+
+/// Reads the headers of all shards with `read_shard` and checks that they hold exactly what the index says.
+pub(crate) fn entries(
+    source: &dyn Source,
+    index: &str,
+    read_shard: ReadShard,
+) -> Result<BTreeMap<String, TensorEntry>, Error> {
+    let weight_map = weight_map(source, index)?;
+    let shards: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+    for shard in &shards {
+        check_file_name(shard)?;
+    }
+    let mut entries = BTreeMap::new();
+    for shard in shards {
+        for (name, entry) in read_shard(source, shard)? {
+            check_place(index, &weight_map, &name, shard)?;
+            entries.insert(name, entry);
+        }
+    }
+    match weight_map.into_iter().find(|(name, _)| !entries.contains_key(name)) {
+        None => Ok(entries),
+        Some((name, shard)) => Err(Error::NotInShard { index: index.to_owned(), shard, name }),
+    }
+}
+
+/// The shard of every tensor, as the index has it.
+fn weight_map(source: &dyn Source, index: &str) -> Result<BTreeMap<String, String>, Error> {
+    let malformed = |reason| Error::Malformed { file: index.to_owned(), format: "shard index", reason };
+    let text = read_file(source, index, INDEX_LIMIT_BYTES)?;
+    let parsed: Index = serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
+    if parsed.weight_map.0.is_empty() {
+        return Err(malformed("expected tensors in `weight_map`, found none".to_owned()));
+    }
+    Ok(parsed.weight_map.0)
+}
+
+/// Refuses a tensor that the index does not know, or expects in another shard.
+fn check_place(index: &str, map: &BTreeMap<String, String>, name: &str, shard: &str) -> Result<(), Error> {
+    let (index, name, shard) = (index.to_owned(), name.to_owned(), shard.to_owned());
+    match map.get(&name) {
+        Some(expected) if *expected == shard => Ok(()),
+        Some(expected) => Err(Error::WrongShard { index, name, expected: expected.clone(), found: shard }),
+        None => Err(Error::NotInIndex { index, shard, name }),
+    }
+}
+
+/// A JSON object whose keys must be distinct; `serde_json` would let the last one win.
+pub(crate) struct UniqueMap<V>(pub(crate) BTreeMap<String, V>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(UniqueMapVisitor(PhantomData))
+    }
+}
+
+struct UniqueMapVisitor<V>(PhantomData<V>);
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueMapVisitor<V> {
+    type Value = UniqueMap<V>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object with distinct keys")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some((key, value)) = access.next_entry::<String, V>()? {
+            if map.contains_key(&key) {
+                return Err(A::Error::custom(format_args!("`{key}` appears twice")));
+            }
+            map.insert(key, value);
+        }
+        Ok(UniqueMap(map))
+    }
+}

@@ -1,0 +1,248 @@
+//! Type III, values and output: both matrices are free, so their product is truncated optimally (whitened SVD).
+//!
+//! For each kv head, with `C_V` the Gram matrix of its values and `W_O,j` the output maps of the heads that share it:
+//!
+//! ```text
+//! W_V' = W_V E,   W_O,j' = F W_O,j       minimising  Σ_j ‖V W_O,j - V E F W_O,j‖²_F
+//! ```
+//!
+//! Attention weights sum to 1 over the keys, so a value bias reaches the output as a constant. It is folded into the
+//! output bias first, exactly, and the values are compressed without it:
+//!
+//! ```text
+//! A (x W_V + b_V) W_O + b_O = A x W_V W_O + (b_O + b_V W_O)
+//! ```
+//!
+//! Algorithm 3 ([arXiv:2408.09632](https://arxiv.org/abs/2408.09632)), for shared kv heads and in the form that
+//! needs head-sized matrices only.
+
+use faer::{Mat, MatRef};
+use modegpt_architecture::{LayerWeights, Linear, ModelConfig};
+use modegpt_linalg::Gram;
+
+use crate::{
+    Error, ModuleReport,
+    matrices::{Place, widen},
+};
+
+/// The compressed value and output maps.
+pub(crate) struct ValueOutput {
+    pub(crate) value: Linear,
+    pub(crate) output: Linear,
+    pub(crate) report: ModuleReport,
+}
+
+/// Reduces values to `d_v` columns a head.
+///
+/// - `value_grams`: of the values without their bias, one for each kv head
+/// - `d_v`: from 1 to the present width; at the present width nothing changes, and no bias is folded
+pub(crate) fn compress(
+    place: Place,
+    config: &ModelConfig,
+    weights: &LayerWeights,
+    value_grams: &[Gram],
+    d_v: usize,
+) -> Result<ValueOutput, Error> {
+    let (value, output) = (&weights.value, &weights.output);
+    let d_before = value.weight.cols / config.n_kv_heads;
+    if d_v == d_before {
+        let report = ModuleReport::unchanged();
+        return Ok(ValueOutput { value: value.clone(), output: output.clone(), report });
+    }
+    let (value_weight, output_weight) = (widen(&value.weight), widen(&output.weight));
+    let mut new_value = Mat::zeros(config.d_model, config.n_kv_heads * d_v);
+    let mut new_output = Mat::zeros(config.n_heads * d_v, config.d_model);
+    let (mut error, mut energy) = (0.0, 0.0);
+    let (mut condition, mut attempts) = (0.0f64, 0);
+    for (kv_head, gram) in value_grams.iter().enumerate() {
+        let heads = kv_head * config.group_size()..(kv_head + 1) * config.group_size();
+        let group = output_weight.subrows(heads.start * d_before, heads.len() * d_before);
+        let output_gram = group_output_gram(group, d_before);
+        let factors = modegpt_linalg::value_output(gram, output_gram.as_ref(), d_v).map_err(|e| place.numerics(e))?;
+        let old = value_weight.subcols(kv_head * d_before, d_before);
+        new_value.subcols_mut(kv_head * d_v, d_v).copy_from(old * &factors.encode);
+        for head in heads {
+            let old = output_weight.subrows(head * d_before, d_before);
+            new_output.subrows_mut(head * d_v, d_v).copy_from(&factors.decode * old);
+        }
+        error += factors.error;
+        energy += factors.spectrum.iter().sum::<f64>();
+        condition = condition.max(factors.condition);
+        attempts += factors.jitter.attempts;
+    }
+    Ok(ValueOutput {
+        value: Linear {
+            weight: place.round("value", new_value.as_ref())?,
+            bias: value.bias.as_ref().map(|_| vec![0.0; config.n_kv_heads * d_v]),
+        },
+        output: Linear {
+            weight: place.round("output", new_output.as_ref())?,
+            bias: folded_bias(place, config, value, output)?,
+        },
+        report: ModuleReport::new(error, energy).with_condition(condition).with_fallbacks(attempts),
+    })
+}
+
+/// `Σ_j W_O,j W_O,jᵀ` over the heads of a group, whose output maps are stacked in `group`.
+fn group_output_gram(group: MatRef<'_, f64>, d_v: usize) -> Mat<f64> {
+    let mut gram = Mat::zeros(d_v, d_v);
+    for head in 0..group.nrows() / d_v {
+        let output = group.subrows(head * d_v, d_v);
+        gram += output * output.transpose();
+    }
+    gram
+}
+
+/// The output bias that takes over the value bias: `b_O + Σ_j b_V,g(j) W_O,j` over heads `j` with kv head `g(j)`.
+///
+/// # Errors
+/// [`Error::NoOutputBias`] if there is a value bias, not all zero, and no output bias to take it.
+fn folded_bias(place: Place, config: &ModelConfig, value: &Linear, output: &Linear) -> Result<Option<Vec<f32>>, Error> {
+    let Some(value_bias) = value.bias.as_ref().filter(|bias| bias.iter().any(|&b| b != 0.0)) else {
+        return Ok(output.bias.clone());
+    };
+    let Some(output_bias) = &output.bias else { return Err(Error::NoOutputBias { layer: place.layer }) };
+    let d_v = value_bias.len() / config.n_kv_heads;
+    let mut folded: Vec<f64> = output_bias.iter().copied().map(f64::from).collect();
+    for row in 0..output.weight.rows {
+        let kv_head = row / d_v / config.group_size();
+        let bias = f64::from(value_bias[kv_head * d_v + row % d_v]);
+        for (sum, &weight) in folded.iter_mut().zip(output.weight.row(row)) {
+            *sum += bias * f64::from(weight);
+        }
+    }
+    let folded: Vec<f32> = folded.into_iter().map(|bias| bias as f32).collect();
+    place.check_finite("output.bias", &folded)?;
+    Ok(Some(folded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Module,
+        testing::{Random, TinyModel, assert_close, attend, forward, gram_of},
+    };
+
+    const PLACE: Place = Place { layer: 4, module: Module::ValueOutput };
+
+    /// Causal attention weights: rows are positive up to the diagonal and sum to 1.
+    fn random_attention(random: &mut Random, n_heads: usize, n_tokens: usize) -> Vec<Mat<f64>> {
+        let head = |_| {
+            let scores = random.mat(n_tokens, n_tokens);
+            let weight = |row: usize, col: usize| if col <= row { scores[(row, col)].exp() } else { 0.0 };
+            Mat::from_fn(n_tokens, n_tokens, |row, col| {
+                weight(row, col) / (0..n_tokens).map(|other| weight(row, other)).sum::<f64>()
+            })
+        };
+        (0..n_heads).map(head).collect()
+    }
+
+    fn value_grams(config: &ModelConfig, value: &Linear, x: MatRef<'_, f64>) -> Vec<Gram> {
+        let values = forward(value, x, false);
+        let d_v = values.ncols() / config.n_kv_heads;
+        (0..config.n_kv_heads).map(|head| gram_of(values.subcols(head * d_v, d_v))).collect()
+    }
+
+    #[test]
+    fn folding_the_bias_changes_no_output() {
+        for n_kv_heads in [1, 2, 4] {
+            let model = TinyModel { n_kv_heads, biases: true, ..TinyModel::default() };
+            let (config, weights) = (model.config(), model.weights(1));
+            let mut random = Random::new(2);
+            let (x, attention) = (random.mat(20, model.d_model), random_attention(&mut random, model.n_heads, 20));
+            let exact = attend(&config, &attention, &weights.value, &weights.output, x.as_ref());
+
+            let value = Linear { bias: None, ..weights.value.clone() };
+            let bias = folded_bias(PLACE, &config, &weights.value, &weights.output).expect("an output bias");
+            let without = attend(&config, &attention, &value, &weights.output, x.as_ref());
+            let folded = attend(&config, &attention, &value, &Linear { bias, ..weights.output.clone() }, x.as_ref());
+            assert_close(folded.as_ref(), exact.as_ref(), 1e-6);
+            assert!((without - &exact).norm_max() > 0.1 * exact.norm_max(), "the bias matters");
+        }
+    }
+
+    /// Values of rank 3 are kept exactly by 3 columns, bias and all, whatever attention does with them.
+    #[test]
+    fn values_of_low_rank_are_kept_exactly() {
+        for model in [TinyModel::opt(), TinyModel { biases: true, ..TinyModel::llama() }, TinyModel::llama()] {
+            let (config, mut weights) = (model.config(), model.weights(3));
+            let mut random = Random::new(4);
+            let few = random.mat(model.d_model, 3 * model.n_kv_heads);
+            let mut low_rank = Mat::zeros(model.d_model, 8 * model.n_kv_heads);
+            for head in 0..model.n_kv_heads {
+                low_rank.subcols_mut(head * 8, 8).copy_from(few.subcols(head * 3, 3) * random.mat(3, 8));
+            }
+            weights.value.weight = PLACE.round("value", low_rank.as_ref()).expect("finite");
+            let (x, attention) = (random.mat(50, model.d_model), random_attention(&mut random, model.n_heads, 50));
+            let grams = value_grams(&config, &weights.value, x.as_ref());
+            let compressed = compress(PLACE, &config, &weights, &grams, 3).expect("fine");
+
+            let exact = attend(&config, &attention, &weights.value, &weights.output, x.as_ref());
+            let found = attend(&config, &attention, &compressed.value, &compressed.output, x.as_ref());
+            assert_close(found.as_ref(), exact.as_ref(), 1e-5);
+            assert!(compressed.report.relative_error < 1e-10, "{:?}", compressed.report);
+            assert_eq!(compressed.value.bias, model.biases.then(|| vec![0.0; 3 * model.n_kv_heads]));
+        }
+    }
+
+    #[test]
+    fn error_is_that_of_the_values_through_the_output_maps() {
+        let model = TinyModel::llama();
+        let (config, weights) = (model.config(), model.weights(5));
+        let x = Random::new(6).mat(50, model.d_model);
+        let grams = value_grams(&config, &weights.value, x.as_ref());
+        let mut last = 1.0;
+        for d_v in 1..8 {
+            let compressed = compress(PLACE, &config, &weights, &grams, d_v).expect("fine");
+            let through = |value: &Linear, output: &Linear, head: usize| {
+                let width = output.weight.rows / config.n_heads;
+                let kv_head = head / config.group_size();
+                forward(value, x.as_ref(), false).subcols(kv_head * width, width)
+                    * widen(&output.weight.row_range(head * width, (head + 1) * width))
+            };
+            let (mut error, mut energy) = (0.0, 0.0);
+            for head in 0..config.n_heads {
+                let exact = through(&weights.value, &weights.output, head);
+                error += (through(&compressed.value, &compressed.output, head) - &exact).squared_norm_l2();
+                energy += exact.squared_norm_l2();
+            }
+            let found = compressed.report.relative_error;
+            assert!((found - error / energy).abs() < 1e-6, "{found} instead of {}", error / energy);
+            assert!(found < last, "never worse at a higher rank");
+            last = found;
+        }
+    }
+
+    #[test]
+    fn full_width_changes_nothing() {
+        let model = TinyModel::opt();
+        let (config, weights) = (model.config(), model.weights(7));
+        let grams = value_grams(&config, &weights.value, Random::new(8).mat(9, model.d_model).as_ref());
+        let same = compress(PLACE, &config, &weights, &grams, 8).expect("nothing to do");
+        assert_eq!((same.value, same.output), (weights.value, weights.output));
+        assert_eq!(same.report, ModuleReport::unchanged());
+    }
+
+    #[test]
+    fn a_value_bias_without_an_output_bias_is_refused_unless_it_is_zero() {
+        let model = TinyModel { biases: true, ..TinyModel::default() };
+        let (config, mut weights) = (model.config(), model.weights(9));
+        weights.output.bias = None;
+        let grams = value_grams(&config, &weights.value, Random::new(10).mat(30, model.d_model).as_ref());
+        let message = compress(PLACE, &config, &weights, &grams, 4).err().expect("nowhere to fold").to_string();
+        assert_eq!(message, "layer 4, value-output: the value bias cannot be folded, the output map has no bias");
+        weights.value.bias = Some(vec![0.0; 16]);
+        let compressed = compress(PLACE, &config, &weights, &grams, 4).expect("nothing to fold");
+        assert_eq!((compressed.output.bias, compressed.value.bias), (None, Some(vec![0.0; 8])));
+    }
+
+    #[test]
+    fn values_that_are_never_anything_but_zero_are_an_error_with_its_place() {
+        let model = TinyModel::llama();
+        let (config, weights) = (model.config(), model.weights(11));
+        let refused = compress(PLACE, &config, &weights, &[Gram::zeros(8), Gram::zeros(8)], 4);
+        let message = refused.err().expect("no direction is better than another").to_string();
+        assert!(message.starts_with("layer 4, value-output: matrix of dimension 8"), "{message}");
+    }
+}

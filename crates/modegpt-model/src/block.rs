@@ -1,0 +1,186 @@
+//! One decoder block: attention, then the MLP, each around the residual stream.
+
+use burn::tensor::{
+    Tensor,
+    activation::{gelu, gelu_approximate, relu, silu},
+};
+use modegpt_architecture::{Activation, LayerShape, LayerWeights, Linear as LinearWeights, ModelConfig, NormPlacement};
+
+use crate::{Compute, KvCache, attention::Attention, linear::Linear, norm::Norm, rope::RotaryTables};
+
+/// A decoder block on the device. Its widths are those of its weights.
+#[derive(Clone, Debug)]
+pub struct Block {
+    attention_norm: Norm,
+    attention: Attention,
+    mlp_norm: Norm,
+    mlp: Mlp,
+    placement: NormPlacement,
+    shape: LayerShape,
+    config: ModelConfig,
+    compute: Compute,
+}
+
+/// What calibration looks at, for all tokens of a batch as rows.
+#[derive(Clone, Debug)]
+pub struct Observations {
+    /// Queries before rotation, with their bias: `[rows, n_heads * d_qk]`.
+    pub query: Tensor<2>,
+    /// Keys before rotation, with their bias: `[rows, n_kv_heads * d_qk]`.
+    pub key: Tensor<2>,
+    /// Values without their bias: `[rows, n_kv_heads * d_v]`.
+    pub value: Tensor<2>,
+    /// What attention delivers to its output map, without the values' bias: `[rows, n_heads * d_v]`.
+    pub attention: Tensor<2>,
+    /// Hidden units of the MLP, as they enter its last map: `[rows, d_ff]`.
+    pub hidden: Tensor<2>,
+}
+
+impl Block {
+    /// Brings a layer's weights to the device.
+    ///
+    /// `shape` is that layer's entry of `config.layers`; the weights have its widths.
+    pub fn new(weights: LayerWeights, shape: &LayerShape, config: &ModelConfig, compute: &Compute) -> Self {
+        let LayerWeights { attention_norm, query, key, value, output, mlp_norm, gate, up, down } = weights;
+        Self {
+            attention_norm: Norm::new(attention_norm, config, compute),
+            attention: Attention::new([query, key, value, output], config, compute),
+            mlp_norm: Norm::new(mlp_norm, config, compute),
+            mlp: Mlp::new(gate, up, down, config.activation, compute),
+            placement: config.norm_placement,
+            shape: shape.clone(),
+            config: config.clone(),
+            compute: compute.clone(),
+        }
+    }
+
+    /// Applies the block to whole sequences, `[batch, tokens, d_model]` in and out.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.run(x, None, &mut Taps::closed())
+    }
+
+    /// Applies the block and also gives what passes inside it.
+    pub fn observe(&self, x: Tensor<3>) -> (Tensor<3>, Observations) {
+        let mut taps = Taps::open();
+        let y = self.run(x, None, &mut taps);
+        (y, taps.into_observations())
+    }
+
+    /// Applies the block to the next tokens of one sequence, `[1, tokens, d_model]`: either all of its first ones, into an
+    /// empty cache, or one at a time.
+    pub fn extend(&self, x: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
+        self.run(x, Some(cache), &mut Taps::closed())
+    }
+
+    fn run(&self, x: Tensor<3>, cache: Option<&mut KvCache>, taps: &mut Taps) -> Tensor<3> {
+        let [batch, tokens, d_model] = x.dims();
+        let start = cache.as_ref().map_or(0, |cache| cache.len());
+        let rotary = RotaryTables::new(&self.config, &self.shape, start, tokens, &self.compute);
+        let x = x.reshape([batch * tokens, d_model]);
+        let x = self.around(x, &self.attention_norm, |x| {
+            self.attention.forward(x, batch, rotary.as_ref(), cache, &self.compute, taps)
+        });
+        let hidden = &mut taps.hidden;
+        let x = self.around(x, &self.mlp_norm, |x| self.mlp.forward(x, hidden));
+        x.reshape([batch, tokens, d_model])
+    }
+
+    /// A sublayer with its residual connection and normalisation.
+    fn around(&self, x: Tensor<2>, norm: &Norm, sublayer: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+        match self.placement {
+            NormPlacement::Pre => x.clone() + sublayer(norm.forward(x)),
+            NormPlacement::Post => norm.forward(x.clone() + sublayer(x)),
+        }
+    }
+}
+
+/// `act(x W_up) W_down`, or `(act(x W_gate) * (x W_up)) W_down` if gated.
+#[derive(Clone, Debug)]
+struct Mlp {
+    gate: Option<Linear>,
+    up: Linear,
+    down: Linear,
+    activation: Activation,
+}
+
+impl Mlp {
+    fn new(
+        gate: Option<LinearWeights>,
+        up: LinearWeights,
+        down: LinearWeights,
+        activation: Activation,
+        compute: &Compute,
+    ) -> Self {
+        Self {
+            gate: gate.map(|gate| Linear::new(gate, compute)),
+            up: Linear::new(up, compute),
+            down: Linear::new(down, compute),
+            activation,
+        }
+    }
+
+    fn forward(&self, x: Tensor<2>, tap: &mut Tap) -> Tensor<2> {
+        let hidden = match &self.gate {
+            Some(gate) => self.activate(gate.forward(x.clone())) * self.up.forward(x),
+            None => self.activate(self.up.forward(x)),
+        };
+        self.down.forward(tap.see(hidden))
+    }
+
+    fn activate(&self, x: Tensor<2>) -> Tensor<2> {
+        match self.activation {
+            Activation::Relu => relu(x),
+            Activation::Gelu => gelu(x),
+            Activation::GeluTanh => gelu_approximate(x),
+            Activation::Silu => silu(x),
+        }
+    }
+}
+
+/// Keeps what flows past, if it is open.
+#[derive(Default)]
+pub(crate) struct Tap {
+    open: bool,
+    seen: Option<Tensor<2>>,
+}
+
+impl Tap {
+    pub(crate) fn see(&mut self, x: Tensor<2>) -> Tensor<2> {
+        if self.open {
+            self.seen = Some(x.clone());
+        }
+        x
+    }
+}
+
+/// One tap for each of [`Observations`].
+#[derive(Default)]
+pub(crate) struct Taps {
+    pub(crate) query: Tap,
+    pub(crate) key: Tap,
+    pub(crate) value: Tap,
+    pub(crate) attention: Tap,
+    pub(crate) hidden: Tap,
+}
+
+impl Taps {
+    fn closed() -> Self {
+        Self::default()
+    }
+
+    fn open() -> Self {
+        let tap = || Tap { open: true, seen: None };
+        Self { query: tap(), key: tap(), value: tap(), attention: tap(), hidden: tap() }
+    }
+
+    fn into_observations(self) -> Observations {
+        let seen = |tap: Tap| tap.seen.expect("every open tap is passed once in a forward pass");
+        Observations {
+            query: seen(self.query),
+            key: seen(self.key),
+            value: seen(self.value),
+            attention: seen(self.attention),
+            hidden: seen(self.hidden),
+        }
+    }
+}

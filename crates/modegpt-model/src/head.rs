@@ -1,0 +1,210 @@
+//! From the residual stream to logits and losses, a part of the vocabulary at a time.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use modegpt_architecture::{ModelConfig, WeightProvider};
+
+use crate::{Compute, ComputeError, linear::Linear, norm::Norm};
+
+/// Rows of the head that are on the device at once. At a width of 4096 they take 128 MiB, what every device can bind.
+const CHUNK_ROWS: usize = 8192;
+
+/// The last normalisation and the head.
+#[derive(Debug)]
+pub struct Head {
+    final_norm: Option<Norm>,
+    project_out: Option<Linear>,
+    vocab: usize,
+    chunk_rows: usize,
+    /// The transposed parts of the head, where they stay on the device.
+    resident: Vec<Tensor<2>>,
+}
+
+/// What is learnt of one token's prediction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenScores {
+    /// `ln Σ exp(logit)` over the vocabulary.
+    pub log_sum_exp: f64,
+    /// The logit of the token that came.
+    pub target: f64,
+    /// Whether no other token had a larger logit.
+    pub is_top: bool,
+}
+
+impl TokenScores {
+    /// Negative log-likelihood of the token that came, in nats.
+    pub fn nll(&self) -> f64 {
+        self.log_sum_exp - self.target
+    }
+}
+
+impl Head {
+    /// The head of the model behind `weights`.
+    ///
+    /// # Errors
+    /// [`ComputeError::Weights`] if the weights cannot be read.
+    pub fn new(weights: &dyn WeightProvider, compute: &Compute) -> Result<Self, ComputeError> {
+        let outer = weights.outer()?;
+        let config: &ModelConfig = weights.config();
+        let fits = compute.max_tensor_bytes / (4 * config.d_embedding);
+        Ok(Self {
+            final_norm: outer.final_norm.map(|norm| Norm::new(norm, config, compute)),
+            project_out: outer.project_out.map(|linear| Linear::new(linear, compute)),
+            vocab: config.vocab,
+            chunk_rows: CHUNK_ROWS.min(fits.max(1)),
+            resident: Vec::new(),
+        })
+    }
+
+    /// Keeps all parts of the head on the device, for use token after token.
+    ///
+    /// # Errors
+    /// [`ComputeError::Weights`] if the weights cannot be read.
+    pub fn keep_resident(&mut self, weights: &dyn WeightProvider, compute: &Compute) -> Result<(), ComputeError> {
+        self.resident =
+            self.chunks().map(|range| transposed_rows(weights, range, compute)).collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// The hidden states that the head's rows are multiplied with: `[rows, d_model]` → `[rows, d_embedding]`.
+    pub fn hidden(&self, x: Tensor<2>) -> Tensor<2> {
+        let x = match &self.final_norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        match &self.project_out {
+            Some(project) => project.forward(x),
+            None => x,
+        }
+    }
+
+    /// The parts of the vocabulary that are on the device one after another.
+    fn chunks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let (vocab, rows) = (self.vocab, self.chunk_rows);
+        (0..vocab).step_by(rows).map(move |start| start..(start + rows).min(vocab))
+    }
+
+    /// Scores each target given the residual stream at its predecessor, batch by batch.
+    ///
+    /// Each batch is a residual stream `[rows, d_model]` with as many targets. Every part of the head is brought to the
+    /// device once for all batches.
+    ///
+    /// # Errors
+    /// [`ComputeError`] if weights cannot be read or the device fails.
+    pub async fn score(
+        &self,
+        weights: &dyn WeightProvider,
+        batches: &[(Vec<f32>, &[u32])],
+        compute: &Compute,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Vec<Vec<TokenScores>>, ComputeError> {
+        let mut hidden = Vec::with_capacity(batches.len());
+        for (x, targets) in batches {
+            let x = compute.tensor(x.clone(), [targets.len(), x.len() / targets.len().max(1)]);
+            hidden.push(self.hidden(x));
+        }
+        let mut running: Vec<Vec<Running>> = batches.iter().map(|(_, t)| vec![Running::default(); t.len()]).collect();
+        let n_chunks = self.chunks().count();
+        for (chunk_idx, range) in self.chunks().enumerate() {
+            let rows = transposed_rows(weights, range.clone(), compute)?;
+            for (batch_idx, (_, targets)) in batches.iter().enumerate() {
+                let logits = hidden[batch_idx].clone().matmul(rows.clone());
+                let part = partial_scores(logits, targets, &range, compute).await?;
+                running[batch_idx].iter_mut().zip(part).for_each(|(all, part)| all.merge(part));
+                progress(chunk_idx * batches.len() + batch_idx + 1, n_chunks * batches.len());
+            }
+        }
+        Ok(running.into_iter().map(|rows| rows.into_iter().map(Running::finish).collect()).collect())
+    }
+
+    /// All logits of the given residual stream, `rows * vocab` of them on the host, row-major.
+    ///
+    /// # Errors
+    /// As [`Head::score`].
+    pub async fn logits(
+        &self,
+        weights: &dyn WeightProvider,
+        x: Tensor<2>,
+        compute: &Compute,
+    ) -> Result<Vec<f32>, ComputeError> {
+        let hidden = self.hidden(x);
+        let n_rows = hidden.dims()[0];
+        let mut logits = vec![0.0; n_rows * self.vocab];
+        for (chunk_idx, range) in self.chunks().enumerate() {
+            let rows = match self.resident.get(chunk_idx) {
+                Some(rows) => rows.clone(),
+                None => transposed_rows(weights, range.clone(), compute)?,
+            };
+            let part = compute.read(hidden.clone().matmul(rows)).await?;
+            for (row, values) in part.chunks_exact(range.len()).enumerate() {
+                logits[row * self.vocab..][range.clone()].copy_from_slice(values);
+            }
+        }
+        Ok(logits)
+    }
+}
+
+/// Rows `range` of the head as `[d_embedding, range.len()]`.
+fn transposed_rows(
+    weights: &dyn WeightProvider,
+    range: std::ops::Range<usize>,
+    compute: &Compute,
+) -> Result<Tensor<2>, ComputeError> {
+    Ok(compute.matrix(weights.head_rows(range)?).transpose())
+}
+
+/// Scores over a part of the vocabulary.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f64,
+    /// `Σ exp(logit - max)`
+    sum: f64,
+    target: Option<f64>,
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self { max: f64::NEG_INFINITY, sum: 0.0, target: None }
+    }
+}
+
+impl Running {
+    fn merge(&mut self, part: Self) {
+        // A plain maximum would hide a NaN; this keeps it.
+        let max = if part.max > self.max || part.max.is_nan() { part.max } else { self.max };
+        self.sum = self.sum * (self.max - max).exp() + part.sum * (part.max - max).exp();
+        self.max = max;
+        self.target = self.target.or(part.target);
+    }
+
+    fn finish(self) -> TokenScores {
+        let target = self.target.unwrap_or(f64::NAN);
+        TokenScores { log_sum_exp: self.max + self.sum.ln(), target, is_top: target >= self.max }
+    }
+}
+
+/// `logits: [rows, range.len()]`
+async fn partial_scores(
+    logits: Tensor<2>,
+    targets: &[u32],
+    range: &std::ops::Range<usize>,
+    compute: &Compute,
+) -> Result<Vec<Running>, ComputeError> {
+    // A target elsewhere in the vocabulary is clamped into the part, and its value not used.
+    let position = |target: u32| (target as usize).clamp(range.start, range.end - 1) - range.start;
+    let indices: Vec<i32> = targets.iter().map(|t| position(*t) as i32).collect();
+    let indices = TensorData::new(indices, [targets.len(), 1]);
+    let indices = Tensor::<2, Int>::from_data(indices, (&compute.device, burn::tensor::DType::I32));
+    let target = logits.clone().gather(1, indices);
+    let max = logits.clone().max_dim(1);
+    let sum = (logits - max.clone()).exp().sum_dim(1);
+    let rows = compute.read(Tensor::cat(vec![max, sum, target], 1)).await?;
+    Ok(rows
+        .chunks_exact(3)
+        .zip(targets)
+        .map(|(row, target)| Running {
+            max: f64::from(row[0]),
+            sum: f64::from(row[1]),
+            target: range.contains(&(*target as usize)).then(|| f64::from(row[2])),
+        })
+        .collect())
+}

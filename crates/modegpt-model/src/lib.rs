@@ -1,0 +1,34 @@
+//! The transformer in burn.
+//!
+//! One runtime model serves every family and every degree of compression: a [`Block`] takes its widths from its weights,
+//! so a dense layer is merely one whose widths are full. Blocks are built from host weights one at a time
+//! ([`Block::new`]), applied ([`Block::forward`]) and dropped; a whole model in memory is only needed to generate text
+//! ([`Decoder`]).
+//!
+//! Activations are rows, `x: [batch, tokens, d_model]`, and weights `[d_in, d_out]`: `y = x W + b`. The softmax scale is
+//! `1 / sqrt(d_head)` with the *original* head width, whatever is left of the heads.
+//!
+//! [`Block::observe`] returns, beside its output, the activations that calibration looks at: no hooks, only values.
+//!
+//! All arithmetic is f32. On graphics cards attention is built from plain products and a softmax, since fused kernels
+//! round their operands to half precision; see [`Compute`].
+
+mod attention;
+mod block;
+mod cache;
+mod compute;
+mod decoder;
+mod embedding;
+mod head;
+mod linear;
+mod norm;
+mod rope;
+mod stream;
+
+pub use block::{Block, Observations};
+pub use cache::KvCache;
+pub use compute::{Compute, ComputeError};
+pub use decoder::Decoder;
+pub use embedding::Embedder;
+pub use head::{Head, TokenScores};
+pub use stream::{ResidualStore, ResidualStream, StoreError};

@@ -1,0 +1,36 @@
+//! The public face of modegpt: the stages joined.
+//!
+//! ```text
+//! Model, tokens ── calibrate ──► Statistics ── plan ──► Plan ── apply ──► Model', Report ── evaluate ──► Score
+//! ```
+//!
+//! Each stage is a crate of its own; here they are put together for programs. [`Model`] opens a checkpoint with its
+//! tokenizer; [`calibrate`](run::calibrate) and [`compress`](run::compress) stream a model of any size through memory and
+//! write a folder that appears whole or not at all; [`evaluate`] and the generator in [`evaluation`] work on any model,
+//! dense or compressed.
+//!
+//! Libraries never print: progress and remarks go to a [`Reporter`].
+
+mod evaluate;
+mod memory;
+mod model;
+mod reporter;
+#[cfg(not(target_family = "wasm"))]
+pub mod run;
+mod text;
+
+pub use evaluate::{Evaluation, EvaluationError, EvaluationOptions, evaluate};
+pub use memory::MemoryPlan;
+pub use model::{Model, ModelError};
+pub use reporter::{Reporter, Silent};
+pub use text::{Calibration, CalibrationOptions, read_corpus};
+
+pub use modegpt_architecture as architecture;
+pub use modegpt_calibration as calibration;
+pub use modegpt_checkpoint as checkpoint;
+pub use modegpt_compress as compress;
+pub use modegpt_evaluation as evaluation;
+pub use modegpt_linalg as linalg;
+pub use modegpt_model as model_runtime;
+pub use modegpt_statistics as statistics;
+pub use modegpt_text as text_tools;

@@ -1,0 +1,92 @@
+//! How much memory a run will take, told before it begins.
+
+use modegpt_architecture::{LayerShape, ModelConfig};
+use serde::Serialize;
+
+/// Bytes that a compression will need, by place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// Most host memory at any time.
+    pub host_bytes: u64,
+    /// Most device memory at any time; part of the host's where the device is the host.
+    pub device_bytes: u64,
+    /// Most disk space for statistics and the residual stream, beside the output itself.
+    pub scratch_bytes: u64,
+    /// The residual stream of all samples, wherever it is kept.
+    pub stream_bytes: u64,
+    /// Whether the stream is kept on the disk, because the host's share would exceed what is allowed.
+    pub stream_on_disk: bool,
+}
+
+/// What the program itself takes: code, tokenizer, threads and their buffers.
+const PROGRAM_BYTES: u64 = 60 << 20;
+
+/// Size of the calibration set and how much of it is computed at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workload {
+    pub(crate) n_samples: usize,
+    pub(crate) seq_len: usize,
+    pub(crate) batch: usize,
+    pub(crate) is_host: bool,
+}
+
+impl MemoryPlan {
+    /// The plan for compressing `config` with the given calibration set, keeping the stream on the disk if the host would
+    /// otherwise need more than `max_host_bytes`.
+    pub(crate) fn new(config: &ModelConfig, work: Workload, max_host_bytes: Option<u64>) -> Self {
+        let stream_bytes = 4 * (work.n_samples * work.seq_len * config.d_model) as u64;
+        let ids = 4 * (work.n_samples * work.seq_len) as u64;
+        let largest = |cost: fn(&ModelConfig, &LayerShape) -> u64| {
+            config.layers.iter().map(|shape| cost(config, shape)).max().unwrap_or(0)
+        };
+        let weights = largest(layer_bytes);
+        let activations = activation_bytes(config, work);
+        let observe = weights + activations + largest(accumulator_bytes) + 2 * largest(statistics_bytes);
+        // The layer before and after, its statistics as read and as numbers, and the factorisation.
+        let decompose = 3 * weights + 2 * largest(statistics_bytes) + largest(factorisation_bytes);
+        let device_bytes = weights + activations;
+        let host_work = if work.is_host { observe } else { observe - activations / 2 };
+        let without_stream = PROGRAM_BYTES + ids + host_work.max(decompose);
+        // In memory the stream is gone when decomposition begins.
+        let with_stream = PROGRAM_BYTES + ids + (host_work + stream_bytes).max(decompose);
+        let stream_on_disk = max_host_bytes.is_some_and(|most| with_stream > most);
+        let n_layers = config.layers.len() as u64;
+        Self {
+            host_bytes: if stream_on_disk { without_stream } else { with_stream },
+            device_bytes,
+            scratch_bytes: n_layers * largest(statistics_bytes) + 2 * stream_bytes,
+            stream_bytes,
+            stream_on_disk,
+        }
+    }
+}
+
+/// Weights of a layer in f32.
+fn layer_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
+    4 * config.linear_params(shape) as u64
+}
+
+/// Statistics of a layer as stored: packed triangles in f64.
+fn statistics_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
+    let triangle = |n: usize| (n * (n + 1) / 2) as u64;
+    let heads = (config.n_heads + config.n_kv_heads) as u64;
+    8 * (triangle(shape.d_ff) + heads * (triangle(shape.d_qk) + triangle(shape.d_v)))
+}
+
+/// The largest Gram matrix while it grows: a full block in f32 beside the packed sum in f64.
+fn accumulator_bytes(_config: &ModelConfig, shape: &LayerShape) -> u64 {
+    (4 + 4) * (shape.d_ff * shape.d_ff) as u64
+}
+
+/// Cholesky factor, its inverse and a right-hand side of the largest Gram matrix, in f64.
+fn factorisation_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
+    8 * (3 * shape.d_ff * shape.d_ff + 3 * shape.d_ff * config.d_model) as u64
+}
+
+/// Activations of one batch inside a layer.
+fn activation_bytes(config: &ModelConfig, work: Workload) -> u64 {
+    let tokens = work.batch * work.seq_len;
+    let widest = config.layers.iter().map(|s| 4 * s.d_ff + 4 * config.n_heads * (s.d_qk + s.d_v)).max().unwrap_or(0);
+    let scores = if work.is_host { 0 } else { 3 * work.batch * config.n_heads * work.seq_len * work.seq_len };
+    4 * (tokens * (widest + 6 * config.d_model) + scores) as u64
+}

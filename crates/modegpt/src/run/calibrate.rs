@@ -1,0 +1,222 @@
+//! Calibration: one pass over the layers, statistics of each to the disk.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use modegpt_architecture::WeightProvider;
+use modegpt_calibration::{GramPath, observe_layer, pass_layer};
+use modegpt_checkpoint::{Existing, Journal, OutputFolder};
+use modegpt_model::{Compute, ResidualStore, ResidualStream};
+use modegpt_statistics::StatisticsHeader;
+
+use super::scratch::{Checkpointed, FileStore};
+use super::{RunError, StatisticsFolder};
+use crate::memory::Workload;
+use crate::{Calibration, MemoryPlan, Model, Reporter};
+
+/// A calibration to be done.
+pub struct CalibrationRun<'a> {
+    /// The model to observe.
+    pub model: &'a Model,
+    /// The samples.
+    pub calibration: &'a Calibration,
+    /// What computes.
+    pub compute: &'a Compute,
+    /// Where the largest Gram matrix is summed.
+    pub gram_path: GramPath,
+    /// Tokens computed at once.
+    pub batch_tokens: usize,
+    /// Sums are formed over so many consecutive parts of the samples, then added in order.
+    pub n_shards: usize,
+    /// Keep the residual stream on the disk if more host memory than this would be needed.
+    pub max_host_bytes: Option<u64>,
+    /// Hears of progress.
+    pub reporter: &'a dyn Reporter,
+}
+
+/// Writes statistics of every layer to the folder `target`.
+///
+/// # Errors
+/// [`RunError`]; nothing appears at `target` then.
+pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existing) -> Result<PathBuf, RunError> {
+    run.check()?;
+    let folder = OutputFolder::begin(target, existing, &run.journal())?;
+    run.observe_all(&folder, "").await?;
+    Ok(folder.commit()?)
+}
+
+impl CalibrationRun<'_> {
+    /// What memory this run will take.
+    pub fn memory_plan(&self) -> MemoryPlan {
+        MemoryPlan::new(self.model.config(), self.workload(), self.max_host_bytes)
+    }
+
+    /// Refuses what cannot be done, before anything is written.
+    ///
+    /// # Errors
+    /// [`RunError::SampleTooLong`] or [`RunError::Memory`].
+    pub fn check(&self) -> Result<(), RunError> {
+        let (found, most) = (self.calibration.windows.seq_len, self.model.config().max_positions);
+        if found > most {
+            return Err(RunError::SampleTooLong { found, most });
+        }
+        let needed = self.memory_plan().host_bytes;
+        match self.max_host_bytes {
+            Some(allowed) if needed > allowed => {
+                Err(RunError::Memory { needed_mib: needed.div_ceil(1 << 20), allowed_mib: allowed >> 20 })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a resumed run must have in common with this one.
+    pub(super) fn journal(&self) -> Journal {
+        let windows = &self.calibration.windows;
+        let gram_path = format!("{:?}", self.gram_path);
+        [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("model", self.model.fingerprint().to_owned()),
+            ("calibration tokens", self.calibration.token_hash.clone()),
+            ("samples", format!("{} of {} tokens", windows.n, windows.seq_len)),
+            ("batch", self.workload().batch.to_string()),
+            ("shards", self.n_shards.to_string()),
+            ("device", if self.compute.is_host { "cpu".to_owned() } else { format!("card, {gram_path}") }),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+    }
+
+    fn workload(&self) -> Workload {
+        let windows = &self.calibration.windows;
+        Workload {
+            n_samples: windows.n,
+            seq_len: windows.seq_len,
+            batch: (self.batch_tokens / windows.seq_len).clamp(1, windows.n),
+            is_host: self.compute.is_host,
+        }
+    }
+
+    fn n_elements(&self) -> usize {
+        let work = self.workload();
+        ResidualStream::elements(work.n_samples, work.seq_len, self.model.config().d_model)
+    }
+
+    fn stream<'s>(&self, store: Box<dyn ResidualStore + 's>) -> ResidualStream<'s> {
+        let work = self.workload();
+        ResidualStream::new(store, work.n_samples, work.seq_len, self.model.config().d_model, work.batch)
+    }
+
+    /// Consecutive ranges of samples, as equal as they can be.
+    fn shards(&self) -> Vec<Range<usize>> {
+        let (n, shards) = (self.workload().n_samples, self.n_shards.clamp(1, self.workload().n_samples));
+        (0..shards).map(|shard| shard * n / shards..(shard + 1) * n / shards).collect()
+    }
+
+    /// Observes every layer that is not done yet, in `folder/subfolder`.
+    pub(super) async fn observe_all(&self, folder: &OutputFolder, subfolder: &str) -> Result<(), RunError> {
+        let n_layers = self.model.config().layers.len();
+        let file = |layer: usize| format!("{subfolder}{}", StatisticsFolder::file_name(layer));
+        let first = (0..n_layers).find(|layer| !folder.has(&file(*layer))).unwrap_or(n_layers);
+        let kept = Checkpointed::new(folder.path());
+        self.reporter.begin("calibrate", (n_layers * self.workload().n_samples) as u64);
+        if first < n_layers {
+            let mut place = self.enter(first, &kept).await?;
+            for layer in first..n_layers {
+                self.observe(layer, &mut place, &kept, folder, &file(layer)).await?;
+            }
+        }
+        kept.forget(n_layers);
+        self.reporter.end();
+        Ok(())
+    }
+
+    /// The stream at the input of `layer`: as an earlier run kept it, or computed anew.
+    async fn enter(&self, layer: usize, kept: &Checkpointed) -> Result<Place, RunError> {
+        let on_disk = self.memory_plan().stream_on_disk;
+        if layer > 0 && kept.is_intact(layer, self.n_elements()) {
+            self.reporter.note(&format!("resuming at layer {layer}"));
+            return Ok(if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, self.n_elements())?) });
+        }
+        let mut place = if on_disk { Place::Disk } else { Place::Memory(vec![0.0; self.n_elements()]) };
+        let ids = &self.calibration.windows.ids;
+        let weights = &self.model.checkpoint;
+        match &mut place {
+            Place::Memory(values) => self.stream(Box::new(values)).embed(weights, ids, self.compute).await?,
+            Place::Disk => {
+                let output = kept.path(0).with_extension("tmp");
+                let store = FileStore::new(None, &output)?;
+                self.stream(Box::new(store)).embed(weights, ids, self.compute).await?;
+                kept.seal(0, &output)?;
+            }
+        }
+        for before in 0..layer {
+            self.reporter.note(&format!("computing the stream through layer {before} again"));
+            match &mut place {
+                Place::Memory(values) => {
+                    pass_layer(weights, before, &mut self.stream(Box::new(values)), self.compute, |_| {}).await?;
+                }
+                Place::Disk => {
+                    let output = kept.path(before + 1).with_extension("tmp");
+                    let store = FileStore::new(Some(&kept.path(before)), &output)?;
+                    pass_layer(weights, before, &mut self.stream(Box::new(store)), self.compute, |_| {}).await?;
+                    kept.seal(before + 1, &output)?;
+                    kept.forget(before);
+                }
+            }
+        }
+        Ok(place)
+    }
+
+    /// Observes one layer; afterwards its statistics and the next layer's input are on the disk, in that order of need:
+    /// the input first, so that a run killed in between repeats the layer from an input that is still there.
+    async fn observe(
+        &self,
+        layer: usize,
+        place: &mut Place,
+        kept: &Checkpointed,
+        folder: &OutputFolder,
+        file: &str,
+    ) -> Result<(), RunError> {
+        let n_samples = self.workload().n_samples;
+        let progress = |done: usize| self.reporter.advance((layer * n_samples + done) as u64);
+        let weights: &dyn WeightProvider = &self.model.checkpoint;
+        let (shards, path) = (self.shards(), self.gram_path);
+        let statistics = match place {
+            Place::Memory(values) => {
+                let mut stream = self.stream(Box::new(&mut *values));
+                let seen = observe_layer(weights, layer, &mut stream, &shards, self.compute, path, progress).await?;
+                drop(stream);
+                kept.save(layer + 1, values)?;
+                seen
+            }
+            Place::Disk => {
+                let output = kept.path(layer + 1).with_extension("tmp");
+                let store = FileStore::new(Some(&kept.path(layer)), &output)?;
+                let mut stream = self.stream(Box::new(store));
+                let seen = observe_layer(weights, layer, &mut stream, &shards, self.compute, path, progress).await?;
+                drop(stream);
+                kept.seal(layer + 1, &output)?;
+                seen
+            }
+        };
+        let windows = &self.calibration.windows;
+        let header = StatisticsHeader::new(
+            layer,
+            self.model.fingerprint(),
+            self.calibration.token_hash.as_str(),
+            windows.n,
+            windows.seq_len,
+        );
+        let bytes = statistics.to_bytes(&header);
+        folder.write(file, |out| Ok(out.write_all(&bytes)?))?;
+        kept.forget(layer);
+        Ok(())
+    }
+}
+
+/// Where the stream waits between layers.
+enum Place {
+    Memory(Vec<f32>),
+    Disk,
+}

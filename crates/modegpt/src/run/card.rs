@@ -1,0 +1,73 @@
+//! The model card: what this model is, in numbers that do not change from run to run.
+
+use std::fmt::Write;
+
+use super::hf_folder::Finished;
+
+/// The text of `README.md` in the output.
+pub(super) fn write(finished: &Finished<'_>) -> String {
+    let Finished { plan, report, calibration, dtype, params, bytes, .. } = finished;
+    let (before, after) = *params;
+    let totals = &report.totals;
+    let mut card = String::new();
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let percent = |part: u64, whole: u64| 100.0 * (whole as f64 - part as f64) / whole as f64;
+    // Writing to a string cannot fail.
+    let _ = write!(
+        card,
+        "---\ntags:\n- modegpt\n- compressed\n---\n\n\
+         # A language model, compressed by modular decomposition\n\n\
+         Compressed without training by [MoDeGPT](https://arxiv.org/abs/2408.09632) as implemented in modegpt {version}: \
+         Nyström for the MLP, CR for query and key, SVD for value and output.\n\n\
+         | | before | after | removed |\n| --- | ---: | ---: | ---: |\n\
+         | linear weights of the decoder blocks | {block_before} | {block_after} | {block_removed:.2} % |\n\
+         | all parameters | {before} | {after} | {all_removed:.2} % |\n\
+         | bytes of all weights | {mib_before:.1} MiB | {mib_after:.1} MiB | {bytes_removed:.2} % |\n\n\
+         Stored as {dtype}. Calibrated on {n} samples of {seq_len} tokens (SHA-256 of the ids: `{hash}`). \
+         Factorisations repeated with more jitter: {fallbacks}.\n\n\
+         ## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
+         model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n\
+         tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```\n\n\
+         `trust_remote_code` is needed because layers differ in width; `modeling_modegpt.py` in this folder is the code.\n\n\
+         ## Layers\n\n\
+         Errors are squared, on the calibration samples, as shares of the energy of the exact result.\n\n\
+         | layer | removed | d_ff | d_qk | d_v | MLP error | query–key error | value–output error |\n\
+         | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+        version = env!("CARGO_PKG_VERSION"),
+        block_before = totals.block_params_before,
+        block_after = totals.block_params_after,
+        block_removed = 100.0 * totals.sparsity,
+        all_removed = percent(after, before),
+        mib_before = mib(bytes.0),
+        mib_after = mib(bytes.1),
+        bytes_removed = percent(bytes.1, bytes.0),
+        dtype = dtype.torch_name(),
+        n = calibration.windows.n,
+        seq_len = calibration.windows.seq_len,
+        hash = calibration.token_hash,
+        fallbacks = report.fallbacks,
+    );
+    for layer in &report.layers {
+        let _ = writeln!(
+            card,
+            "| {} | {:.1} % | {} → {} | {} → {} | {} → {} | {:.2e} | {:.2e} | {:.2e} |",
+            layer.index,
+            100.0 * layer.sparsity,
+            layer.before.d_ff,
+            layer.after.d_ff,
+            layer.before.d_qk,
+            layer.after.d_qk,
+            layer.before.d_v,
+            layer.after.d_v,
+            layer.mlp.relative_error,
+            layer.query_key.relative_error,
+            layer.value_output.relative_error,
+        );
+    }
+    let _ = write!(
+        card,
+        "\nThe plan that was applied is `modegpt_plan.json` (target sparsity {:.4}); `modegpt_report.json` has the table above.\n",
+        plan.target
+    );
+    card
+}

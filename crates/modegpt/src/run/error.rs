@@ -1,0 +1,74 @@
+//! Why a run stopped.
+
+use std::io;
+use std::path::PathBuf;
+
+use modegpt_calibration::CalibrationError;
+use modegpt_checkpoint::{LoadError, OutputError};
+use modegpt_model::ComputeError;
+
+/// Why a run stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Reading the model.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Reading weights, by way of whoever asked for them.
+    #[error(transparent)]
+    Weights(#[from] modegpt_architecture::WeightError),
+    /// The forward pass.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+    /// Calibration.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
+    /// Planning or decomposition.
+    #[error(transparent)]
+    Compress(#[from] modegpt_compress::Error),
+    /// Writing.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// A file of statistics that cannot be used.
+    #[error("`{file}`: {reason}")]
+    Statistics {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Scratch files.
+    #[error("cannot use scratch file `{path}`: {reason}")]
+    Scratch {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// More memory is needed than allowed.
+    #[error(
+        "this needs {needed_mib} MiB of host memory even with the residual stream on the disk, but --max-ram allows {allowed_mib} MiB: \
+         use fewer tokens at once (--batch-tokens) or shorter samples (--seq-len)"
+    )]
+    Memory {
+        /// What is needed.
+        needed_mib: u64,
+        /// What is allowed.
+        allowed_mib: u64,
+    },
+    /// A fallback fired, and the caller wanted none.
+    #[error("layer {layer}: a factorisation needed {fallbacks} rounds of extra jitter, and --strict allows none")]
+    Strict {
+        /// Which layer.
+        layer: usize,
+        /// How many rounds.
+        fallbacks: u32,
+    },
+    /// A sample is longer than the model's context.
+    #[error("samples of {found} tokens do not fit the model's context of {most}: choose a smaller --seq-len")]
+    SampleTooLong {
+        /// Tokens of a sample.
+        found: usize,
+        /// The model's context.
+        most: usize,
+    },
+}

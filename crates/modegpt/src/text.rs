@@ -1,0 +1,65 @@
+//! Calibration text as tokens.
+
+use modegpt_text::{BosPolicy, Corpus, Strategy, TextError, Windows, check_vocabulary, token_hash, windows};
+
+use crate::Model;
+
+/// How calibration samples are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CalibrationOptions {
+    /// Number of samples.
+    pub n_samples: usize,
+    /// Tokens of each.
+    pub seq_len: usize,
+    /// Seed of the draw.
+    pub seed: u64,
+    /// How samples are placed in the text.
+    pub strategy: Strategy,
+}
+
+/// Calibration samples, and what names them in reports.
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    /// The samples.
+    pub windows: Windows,
+    /// SHA-256 of their ids.
+    pub token_hash: String,
+}
+
+impl Calibration {
+    /// Draws samples from texts, joined in the given order.
+    ///
+    /// # Errors
+    /// [`TextError`] if there is too little text, or the tokenizer does not fit the model.
+    pub fn draw(model: &Model, corpora: &[Corpus], options: CalibrationOptions) -> Result<Self, TextError> {
+        let tokens = encode(model, corpora)?;
+        let CalibrationOptions { n_samples, seq_len, seed, strategy } = options;
+        let windows = windows(&tokens, n_samples, seq_len, seed, strategy)?;
+        let token_hash = token_hash(&windows.ids);
+        Ok(Self { windows, token_hash })
+    }
+}
+
+/// The tokens of all texts, each document behind the tokens that the original tokenizer puts first.
+pub(crate) fn encode(model: &Model, corpora: &[Corpus]) -> Result<Vec<u32>, TextError> {
+    let mut tokens = Vec::new();
+    for corpus in corpora {
+        tokens.extend(corpus.encode(&model.tokenizer, BosPolicy::EachDocument)?);
+    }
+    check_vocabulary(&tokens, model.config().vocab)?;
+    Ok(tokens)
+}
+
+/// Reads the content of a text file; `field` names the field of a jsonl or JSON file that holds the text.
+///
+/// # Errors
+/// [`TextError`] if the content is not what the name's ending promises.
+pub fn read_corpus(name: &str, bytes: &[u8], field: Option<&str>) -> Result<Corpus, TextError> {
+    let Some(field) = field else { return Corpus::from_file(name, bytes) };
+    let text = String::from_utf8_lossy(bytes);
+    match name.rsplit_once('.').map(|(_, ending)| ending) {
+        Some("jsonl") => Corpus::from_jsonl(name, &text, field),
+        Some("json") => Corpus::from_json_array(name, &text, Some(field)),
+        _ => Corpus::from_file(name, bytes),
+    }
+}
