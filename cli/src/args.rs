@@ -83,7 +83,7 @@ pub(crate) struct CommonArgs {
     pub(crate) batch_tokens: usize,
 
     /// Print one JSON object instead of text
-    #[arg(long)]
+    #[arg(long, help_heading = None)]
     pub(crate) json: bool,
 }
 
@@ -102,6 +102,29 @@ pub(crate) enum DeviceName {
     Gl,
 }
 
+/// How text files are read.
+#[derive(Debug, Args)]
+pub(crate) struct ReadingArgs {
+    /// Field of .jsonl and .json files that holds the text
+    #[arg(long, value_name = "NAME")]
+    pub(crate) field: Option<String>,
+
+    /// How lines of plain text are joined
+    #[arg(long, value_enum, default_value_t = JoinName::Auto)]
+    pub(crate) join: JoinName,
+}
+
+/// How lines are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JoinName {
+    /// `wiki.*.raw` as papers do, everything else as it is
+    Auto,
+    /// The file is the text
+    AsIs,
+    /// As papers join WikiText: rows with two newlines between them
+    Wikitext,
+}
+
 /// Text to learn from.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Calibration")]
@@ -113,9 +136,8 @@ pub(crate) struct CalibrationArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., value_hint = ValueHint::AnyPath)]
     pub(crate) calibration: Vec<PathBuf>,
 
-    /// Field of .jsonl and .json files that holds the text
-    #[arg(long, value_name = "NAME")]
-    pub(crate) field: Option<String>,
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
 
     /// Number of samples
     #[arg(long, value_name = "N", default_value_t = 128)]
@@ -162,7 +184,7 @@ pub(crate) struct TargetArgs {
     /// Share of the decoder blocks' linear weights to remove, such as 0.3
     ///
     /// Embeddings, head and norms are not counted and stay: of all parameters a smaller share goes, which is printed.
-    #[arg(long, value_name = "SHARE", conflicts_with_all = ["target_params", "target_bytes"])]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, conflicts_with_all = ["target_params", "target_bytes"])]
     pub(crate) sparsity: Option<f64>,
 
     /// Parameters that the whole model shall have, such as 100M
@@ -182,7 +204,7 @@ pub(crate) struct TargetArgs {
     pub(crate) allocation: AllocationName,
 
     /// Temperature of the allocation by block influence; chosen as sharp as the paper's if not given
-    #[arg(long, value_name = "EPS")]
+    #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
     pub(crate) epsilon: Option<f64>,
 
     /// Hidden widths become multiples of this; 64, or less for small models
@@ -194,11 +216,11 @@ pub(crate) struct TargetArgs {
     pub(crate) round_head: Option<usize>,
 
     /// Ridge of the leverage scores, relative to the mean diagonal
-    #[arg(long, value_name = "R", default_value_t = 1e-3)]
+    #[arg(long, value_name = "R", default_value_t = 1e-3, allow_negative_numbers = true)]
     pub(crate) ridge: f64,
 
     /// Ridge of the least squares that refit the down matrix, relative to the mean diagonal
-    #[arg(long, value_name = "R", default_value_t = 1e-8)]
+    #[arg(long, value_name = "R", default_value_t = 1e-8, allow_negative_numbers = true)]
     pub(crate) refit_ridge: f64,
 }
 
@@ -256,7 +278,7 @@ pub(crate) struct CompressArgs {
     pub(crate) resume: bool,
 
     /// Make it an error if a factorisation needs extra jitter
-    #[arg(long)]
+    #[arg(long, help_heading = None)]
     pub(crate) strict: bool,
 
     #[command(flatten)]
@@ -357,9 +379,8 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "FILE", num_args = 1.., required = true, value_hint = ValueHint::AnyPath)]
     pub(crate) text: Vec<PathBuf>,
 
-    /// Field of .jsonl and .json files that holds the text
-    #[arg(long, value_name = "NAME")]
-    pub(crate) field: Option<String>,
+    #[command(flatten)]
+    pub(crate) reading: ReadingArgs,
 
     /// Tokens of a window; 2048 or the model's context, whichever is shorter, by default
     #[arg(long, value_name = "T")]
@@ -392,7 +413,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) max_new_tokens: usize,
 
     /// 0 always takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
 
     /// Choose among the N likeliest tokens only; 0 for all
@@ -400,7 +421,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) top_k: usize,
 
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) top_p: f64,
 
     /// Seed of the draws
@@ -461,7 +482,7 @@ pub(crate) struct DemoArgs {
     pub(crate) model: DemoModel,
 
     /// Share of the decoder blocks' linear weights to remove
-    #[arg(long, value_name = "SHARE", default_value_t = 0.3)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.3, allow_negative_numbers = true)]
     pub(crate) sparsity: f64,
 
     /// Keep the compressed model in this folder

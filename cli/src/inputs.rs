@@ -7,10 +7,10 @@ use modegpt::architecture::DType;
 use modegpt::checkpoint::{Existing, FolderSource};
 use modegpt::compress::{Ridges, Rounding, Target};
 use modegpt::run::AllocationChoice;
-use modegpt::text_tools::{Corpus, Strategy};
-use modegpt::{Calibration, CalibrationOptions, Model, read_corpus};
+use modegpt::text_tools::{Corpus, Strategy, TextJoin};
+use modegpt::{Calibration, CalibrationOptions, CorpusOptions, Model, read_corpus};
 
-use crate::args::{AllocationName, CalibrationArgs, DTypeName, Placement, TargetArgs};
+use crate::args::{AllocationName, CalibrationArgs, DTypeName, JoinName, Placement, ReadingArgs, TargetArgs};
 use crate::failure::Failure;
 use crate::hub;
 use crate::progress::Bars;
@@ -41,14 +41,20 @@ pub(crate) fn open_model(name: &str) -> Result<Model, Failure> {
 }
 
 /// Reads text files; of a folder, every file that holds text, by name.
-pub(crate) fn read_texts(paths: &[PathBuf], field: Option<&str>) -> Result<Vec<Corpus>, Failure> {
+pub(crate) fn read_texts(paths: &[PathBuf], reading: &ReadingArgs) -> Result<Vec<Corpus>, Failure> {
+    let join = match reading.join {
+        JoinName::Auto => None,
+        JoinName::AsIs => Some(TextJoin::AsIs),
+        JoinName::Wikitext => Some(TextJoin::WikiText),
+    };
+    let options = CorpusOptions { field: reading.field.clone(), join };
     let mut corpora = Vec::new();
     for path in paths {
         for file in text_files(path)? {
             let name = file.to_string_lossy();
             let bytes =
                 std::fs::read(&file).map_err(|e| Failure::request(format!("cannot read text `{name}`: {e}")))?;
-            corpora.push(read_corpus(&name, &bytes, field)?);
+            corpora.push(read_corpus(&name, &bytes, &options)?);
         }
     }
     Ok(corpora)
@@ -87,7 +93,7 @@ pub(crate) fn draw_calibration(model: &Model, args: &CalibrationArgs) -> Result<
     if args.calibration.is_empty() {
         return Err(Failure::Usage("text to calibrate on is missing: --calibration FILE…".to_owned()));
     }
-    let corpora = read_texts(&args.calibration, args.field.as_deref())?;
+    let corpora = read_texts(&args.calibration, &args.reading)?;
     let options = CalibrationOptions {
         n_samples: args.samples,
         seq_len: seq_len(model, args.seq_len),

@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit code 0: done; 1: the request could not be met; 2: wrong use, or a
 //! fault of the program.
 
+#[expect(clippy::doc_markdown, reason = "these comments become the help, which is no Markdown")]
 mod args;
 mod commands;
 mod device;

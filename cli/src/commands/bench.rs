@@ -101,9 +101,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
 
 /// All parts, and the bandwidth of the device's memory.
 fn measure_all(work: &Workload<'_>, reporter: &dyn Reporter) -> Result<(Vec<Part>, f64), Failure> {
-    let mut parts = vec![parts::forward(work)?];
+    let reference = parts::layer_reference(work)?;
+    let mut parts = vec![parts::forward(work, reference)?];
     reporter.advance(1);
-    let (observed, statistics) = parts::observed(work)?;
+    let (observed, statistics) = parts::observed(work, reference)?;
     parts.push(observed);
     reporter.advance(2);
     parts.push(parts::gram(work)?);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use modegpt::architecture::{DType, ModelConfig};
+use modegpt::architecture::{DType, Family, ModelConfig};
 use modegpt::compress::{LayerReport, Plan};
 use modegpt::run::{CalibrationRun, CompressionOptions, CompressionResult, PlanSource, StatisticsFolder, compress};
 use modegpt::{Calibration, MemoryPlan, Model, Reporter};
@@ -157,14 +157,22 @@ pub(crate) fn announce(model: &Model, calibration: &Calibration, found: &FoundDe
 /// One line on what a model is.
 pub(crate) fn describe(config: &ModelConfig, params: u64) -> String {
     format!(
-        "{:?}, {} layers, width {}, {} heads ({} kv), {} parameters",
-        config.family,
+        "{}, {} layers, width {}, {} heads ({} kv), {} parameters",
+        family_name(config.family),
         config.layers.len(),
         config.d_model,
         config.n_heads,
         config.n_kv_heads,
         printer::grouped(params),
     )
+}
+
+fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::Opt => "OPT",
+        Family::Llama => "Llama",
+        Family::Gpt2 => "GPT-2",
+    }
 }
 
 fn summarise(

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     device::set_threads(args.common.threads);
     let found = device::open(args.common.device)?;
     let model = inputs::open_model(&args.model.model)?;
-    let corpora = inputs::read_texts(&args.text, args.field.as_deref())?;
+    let corpora = inputs::read_texts(&args.text, &args.reading)?;
     let seq_len = inputs::seq_len(&model, args.seq_len);
     let options = EvaluationOptions {
         seq_len,

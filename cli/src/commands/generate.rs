@@ -27,6 +27,10 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let model = inputs::open_model(&args.model.model)?;
     let options =
         SamplerOptions { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    // Found out before anything is printed: options that cannot be.
+    Sampler::new(options)?;
+    // Refused before anything is printed.
+    Sampler::new(options)?;
     let stream = !args.common.json;
     if stream {
         printer::piece(&args.prompt)?;

@@ -317,7 +317,7 @@ fn spectra_table(layer: &Layer) -> String {
 
 /// A row for one matrix, or for the means over some of equal shape; then the curve is that of the first.
 fn spectrum_row(name: String, spectra: &[&Spectrum], draw: bool) -> Vec<String> {
-    const CURVE: usize = 16;
+    const CURVE: usize = 14;
     let mean = |of: fn(&Spectrum) -> f64| spectra.iter().map(|s| of(s)).sum::<f64>() / spectra.len() as f64;
     let first = spectra[0];
     let mut row = vec![
@@ -330,7 +330,7 @@ fn spectrum_row(name: String, spectra: &[&Spectrum], draw: bool) -> Vec<String> 
         format!("{:.0}", mean(|s| s.rank_99 as f64)),
     ];
     if draw {
-        row.push(first.sparkline(CURVE));
+        row.push(format!("{:<CURVE$}", first.sparkline(CURVE)));
     }
     row
 }

@@ -102,6 +102,7 @@ pub struct SpecialTokens {
     pub eos: Vec<u32>,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about a model, each a field of its configuration")]
 /// A decoder-only transformer, described independently of its family's names.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {

@@ -125,7 +125,7 @@ mod tests {
     fn transposing_twice_gives_the_matrix_back() {
         let matrix = Matrix::new(37, 65, (0..37 * 65).map(|i| i as f32).collect());
         assert_eq!(matrix.transposed().transposed(), matrix);
-        assert_eq!(matrix.transposed().row(3)[5], matrix.row(5)[3]);
+        assert_eq!(matrix.transposed().row(3)[5].to_bits(), matrix.row(5)[3].to_bits());
     }
 
     #[test]

@@ -64,11 +64,11 @@ pub async fn observe_layer(
             progress(samples.end);
         }
         let part = sums.finish();
-        match &mut total {
-            None => total = Some(part),
-            Some(total) => {
-                total.merge(&part).map_err(|reason| CalibrationError::Merge { layer, reason: reason.to_string() })?
-            }
+        if let Some(total) = &mut total {
+            let merged = total.merge(&part);
+            merged.map_err(|reason| CalibrationError::Merge { layer, reason: reason.to_string() })?;
+        } else {
+            total = Some(part);
         }
     }
     drop(block);

@@ -46,9 +46,13 @@ impl HiddenGram {
             }
             GramPath::DeviceF32 | GramPath::DeviceF64 => {
                 let at_once = (compute.max_tensor_bytes / (4 * d_ff * d_ff)).clamp(1, 8) * ROWS_PER_BLOCK;
-                for start in (0..n_rows).step_by(at_once) {
-                    let part = hidden.clone().narrow(0, start, at_once.min(n_rows - start));
-                    self.add_on_device(part, compute).await?;
+                // Whole blocks first, so that what is left is shorter than one.
+                let whole = n_rows - n_rows % ROWS_PER_BLOCK;
+                for (start, end) in (0..whole).step_by(at_once).map(|s| (s, (s + at_once).min(whole))) {
+                    self.add_on_device(hidden.clone().narrow(0, start, end - start), compute).await?;
+                }
+                if whole < n_rows {
+                    self.add_on_device(hidden.narrow(0, whole, n_rows - whole), compute).await?;
                 }
             }
         }

@@ -108,7 +108,11 @@ impl Checkpoint {
         all_specs(&self.config, &self.keys, self.root)
     }
 
-    fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, LoadError> {
+    /// Rows of one stored matrix, as [`Checkpoint::tensor`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`]; also rows that it does not have.
+    pub fn rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, LoadError> {
         let values = self.index.read_rows(self.source.as_ref(), name, rows)?;
         self.check_finite(name, &values)?;
         Ok(values)
@@ -335,13 +339,13 @@ fn check_extra(
 ) -> Result<(), LoadError> {
     let known: std::collections::BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
     let tied_head = format!("{}.weight", keys.head);
-    let has_no_place = |name: &&str| {
-        !known.contains(name)
-            && !keys.ignored.iter().any(|ending| name.ends_with(ending))
+    let has_place = |name: &str| {
+        known.contains(name)
+            || keys.ignored.iter().any(|ending| name.ends_with(ending))
             // Published beside the embedding that it repeats.
-            && !(config.tied_head && *name == tied_head)
+            || (config.tied_head && name == tied_head)
     };
-    let extra: Vec<&str> = index.names().filter(has_no_place).collect();
+    let extra: Vec<&str> = index.names().filter(|name| !has_place(name)).collect();
     match extra.first() {
         None => Ok(()),
         Some(name) => {

@@ -88,6 +88,12 @@ impl OutputFolder {
         check_target(target, existing)?;
         let partial = with_ending(target, ".partial");
         let resume = partial.join(JOURNAL).exists() && existing == Existing::Resume;
+        // A run that is still at work there keeps its folder, whatever is asked.
+        if existing != Existing::Refuse
+            && let Ok(lock) = File::open(partial.join(LOCK))
+        {
+            lock.try_lock().map_err(|_| OutputError::InUse(partial.clone()))?;
+        }
         if partial.exists() && !resume {
             // Without a journal nothing tells what the files there were made from.
             match existing {
@@ -158,6 +164,21 @@ impl OutputFolder {
         }
     }
 
+    /// Gives up after an error: a folder in which no work was completed goes, one that can be resumed stays. Says whether
+    /// it stays.
+    pub fn abandon(self) -> bool {
+        let holds_work = fs::read_dir(&self.partial).is_ok_and(|entries| {
+            entries
+                .flatten()
+                .any(|entry| entry.file_name() != JOURNAL && entry.file_name() != LOCK && !is_empty(&entry.path()))
+        });
+        if !holds_work {
+            // What cannot be removed can still be replaced with --force.
+            drop(fs::remove_dir_all(&self.partial));
+        }
+        holds_work
+    }
+
     /// Makes the work appear under its name.
     ///
     /// # Errors
@@ -203,6 +224,11 @@ impl OutputFolder {
         }
         Err(OutputError::Different { folder: self.partial.clone(), differences: differences.join("; ") })
     }
+}
+
+/// Whether `path` is a folder without files.
+fn is_empty(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn check_target(target: &Path, existing: Existing) -> Result<(), OutputError> {

@@ -42,8 +42,7 @@ pub fn write_outer(checkpoint: &Checkpoint, dtype: DType, out: &mut dyn Write) -
             [n_rows, _] => {
                 for start in (0..n_rows).step_by(ROWS_AT_ONCE) {
                     let rows = start..(start + ROWS_AT_ONCE).min(n_rows);
-                    let values = checkpoint.index().read_rows(checkpoint.source(), &spec.name, rows);
-                    shard.put(&values.map_err(LoadError::from)?)?;
+                    shard.put(&checkpoint.rows(&spec.name, rows)?)?;
                 }
             }
             _ => shard.put(&checkpoint.tensor(&spec.name)?)?,

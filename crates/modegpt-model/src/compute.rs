@@ -67,7 +67,7 @@ impl Compute {
     /// [`ComputeError::Device`] if the device fails.
     pub async fn read<const D: usize>(&self, tensor: Tensor<D>) -> Result<Vec<f32>, ComputeError> {
         let data = tensor.into_data_async().await.map_err(|e| ComputeError::Device(format!("{e:?}")))?;
-        data.into_vec::<f32>().map_err(|e| ComputeError::Device(format!("{e:?}")))
+        data.try_into_vec::<f32>().map_err(|e| ComputeError::Device(format!("{e:?}")))
     }
 
     /// Gives unused memory back, so that a dropped layer does not linger.

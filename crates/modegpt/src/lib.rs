@@ -23,7 +23,7 @@ pub use evaluate::{Evaluation, EvaluationError, EvaluationOptions, evaluate};
 pub use memory::MemoryPlan;
 pub use model::{Model, ModelError};
 pub use reporter::{Reporter, Silent};
-pub use text::{Calibration, CalibrationOptions, read_corpus};
+pub use text::{Calibration, CalibrationOptions, CorpusOptions, read_corpus};
 
 pub use modegpt_architecture as architecture;
 pub use modegpt_calibration as calibration;

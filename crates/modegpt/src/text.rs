@@ -1,6 +1,6 @@
 //! Calibration text as tokens.
 
-use modegpt_text::{BosPolicy, Corpus, Strategy, TextError, Windows, check_vocabulary, token_hash, windows};
+use modegpt_text::{BosPolicy, Corpus, Strategy, TextError, TextJoin, Windows, check_vocabulary, token_hash, windows};
 
 use crate::Model;
 
@@ -50,16 +50,26 @@ pub(crate) fn encode(model: &Model, corpora: &[Corpus]) -> Result<Vec<u32>, Text
     Ok(tokens)
 }
 
-/// Reads the content of a text file; `field` names the field of a jsonl or JSON file that holds the text.
+/// How the content of a text file becomes text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CorpusOptions {
+    /// Field of a jsonl or JSON file that holds the text; the usual ones if `None`.
+    pub field: Option<String>,
+    /// How lines of plain text are joined; by the file's name if `None`.
+    pub join: Option<TextJoin>,
+}
+
+/// Reads the content of a text file, by the ending of its name.
 ///
 /// # Errors
 /// [`TextError`] if the content is not what the name's ending promises.
-pub fn read_corpus(name: &str, bytes: &[u8], field: Option<&str>) -> Result<Corpus, TextError> {
-    let Some(field) = field else { return Corpus::from_file(name, bytes) };
-    let text = String::from_utf8_lossy(bytes);
-    match name.rsplit_once('.').map(|(_, ending)| ending) {
-        Some("jsonl") => Corpus::from_jsonl(name, &text, field),
-        Some("json") => Corpus::from_json_array(name, &text, Some(field)),
-        _ => Corpus::from_file(name, bytes),
+pub fn read_corpus(name: &str, bytes: &[u8], options: &CorpusOptions) -> Result<Corpus, TextError> {
+    let ending = name.rsplit_once('.').map(|(_, ending)| ending);
+    let text = || String::from_utf8_lossy(bytes);
+    match (ending, &options.field, options.join) {
+        (Some("jsonl"), Some(field), _) => Corpus::from_jsonl(name, &text(), field),
+        (Some("json"), Some(field), _) => Corpus::from_json_array(name, &text(), Some(field)),
+        (Some("jsonl" | "json"), None, _) | (_, _, None) => Corpus::from_file(name, bytes),
+        (_, _, Some(join)) => Corpus::from_plain_joined(name, &text(), join),
     }
 }

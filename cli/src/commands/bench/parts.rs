@@ -103,17 +103,15 @@ impl<'a> Workload<'a> {
 }
 
 /// A layer loaded, all samples carried through it, and the stream stored, as an evaluation does.
-pub(super) fn forward(work: &Workload<'_>) -> Result<Part, Failure> {
+pub(super) fn forward(work: &Workload<'_>, reference: f64) -> Result<Part, Failure> {
     let timing = measure(|| {
         pollster::block_on(pass_layer(&work.model.checkpoint, LAYER, &mut work.stream(), work.compute(), |_| ()))
     })?;
-    Ok(Part::new("forward pass", timing)
-        .at(work.tokens_per_sec(&timing))
-        .with_flops(work.layer_flops(), layer_reference(work)?))
+    Ok(Part::new("forward pass", timing).at(work.tokens_per_sec(&timing)).with_flops(work.layer_flops(), reference))
 }
 
 /// The same, with statistics; the last ones are given too.
-pub(super) fn observed(work: &Workload<'_>) -> Result<(Part, LayerStatistics), Failure> {
+pub(super) fn observed(work: &Workload<'_>, reference: f64) -> Result<(Part, LayerStatistics), Failure> {
     let mut statistics = None;
     let every = 0..work.n_samples;
     let timing = measure(|| {
@@ -130,14 +128,12 @@ pub(super) fn observed(work: &Workload<'_>) -> Result<(Part, LayerStatistics), F
     let shape = work.shape();
     let grams = squares(shape.d_ff) + heads * (squares(shape.d_qk) + squares(shape.d_v));
     let flops = work.layer_flops() + 2.0 * work.n_tokens() as f64 * grams;
-    let part = Part::new("calibration pass", timing)
-        .at(work.tokens_per_sec(&timing))
-        .with_flops(flops, layer_reference(work)?);
+    let part = Part::new("calibration pass", timing).at(work.tokens_per_sec(&timing)).with_flops(flops, reference);
     Ok((part, statistics))
 }
 
 /// Rate of a product of the size of the MLP's first map, in floating-point operations per second.
-fn layer_reference(work: &Workload<'_>) -> Result<f64, Failure> {
+pub(super) fn layer_reference(work: &Workload<'_>) -> Result<f64, Failure> {
     rate(work.compute(), [work.batch_rows(), work.config().d_model, work.shape().d_ff])
 }
 

@@ -149,9 +149,9 @@ fn block_error(compute: &Compute) -> Result<f64, ComputeError> {
 
 /// The Gram matrix of hidden units, by the path that calibration takes on this device, against the sum in f64.
 fn gram_error(found: &FoundDevice) -> Result<f64, ComputeError> {
-    let (rows, d_ff) = (1000, 160);
-    // Not centred, as behind an activation function.
-    let hidden: Vec<f32> = random_values(rows * d_ff, 5).into_iter().map(|value| value.max(-0.1)).collect();
+    let (rows, d_ff) = (1024, 160);
+    // Of one sign, as behind an activation function: sums only grow, which is where f32 loses most.
+    let hidden: Vec<f32> = random_values(rows * d_ff, 5).into_iter().map(|value| value.max(0.0)).collect();
     let mut sum = HiddenGram::new(d_ff, found.gram_path);
     pollster::block_on(sum.add(found.compute.tensor(hidden.clone(), [rows, d_ff]), &found.compute))?;
     let (gram, _) = sum.finish();

@@ -164,12 +164,13 @@ mod tests {
     fn config() -> ModelConfig {
         ModelConfig::from_json(&serde_json::json!({
             "model_type": "llama", "vocab_size": 16, "hidden_size": 12, "intermediate_size": 8,
-            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 3,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4,
             "max_position_embeddings": 16, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
         }))
         .expect("a valid configuration")
     }
 
+    /// Heads of width 3, as after compression.
     fn weights() -> LayerWeights {
         let mut state = 1u32;
         let mut linear = |rows: usize, cols: usize| {

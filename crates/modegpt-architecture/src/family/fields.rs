@@ -57,6 +57,17 @@ impl<'a> Fields<'a> {
         self.typed(name, "a whole number", |v| v.as_u64().and_then(|n| usize::try_from(n).ok()))
     }
 
+    /// A size that divides others or counts things: at least 1, and small enough to make a list of.
+    pub(super) fn count(&self, name: &str) -> Result<usize, ConfigError> {
+        Self::required(name, self.optional_count(name)?)
+    }
+
+    pub(super) fn optional_count(&self, name: &str) -> Result<Option<usize>, ConfigError> {
+        const MOST: u64 = 1 << 16;
+        self.typed(name, "a whole number from 1 to 65536", |v| v.as_u64().filter(|n| (1..=MOST).contains(n)))
+            .map(|count| count.map(|count| count as usize))
+    }
+
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, ConfigError> {
         Ok(self.typed(name, "true or false", Value::as_bool)?.unwrap_or(default))
     }

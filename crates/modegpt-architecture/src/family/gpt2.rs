@@ -8,7 +8,7 @@ pub(super) fn parse(fields: &Fields) -> Result<ModelConfig, ConfigError> {
     fields.refuse_unless("scale_attn_by_inverse_layer_idx", false, "attention scaled by the layer's number")?;
     fields.refuse_unless("add_cross_attention", false, "cross-attention")?;
     let d_model = fields.size("n_embd")?;
-    let n_heads = fields.size("n_head")?.max(1);
+    let n_heads = fields.count("n_head")?;
     let d_ff = fields.optional_size("n_inner")?.unwrap_or(4 * d_model);
     Ok(ModelConfig {
         family: Family::Gpt2,
@@ -31,7 +31,7 @@ pub(super) fn parse(fields: &Fields) -> Result<ModelConfig, ConfigError> {
         mlp_bias: true,
         tied_head: fields.flag("tie_word_embeddings", true)?,
         special_tokens: fields.special_tokens()?,
-        layers: vec![LayerShape::dense(d_ff, d_model / n_heads); fields.size("n_layer")?.min(1 << 16)],
+        layers: vec![LayerShape::dense(d_ff, d_model / n_heads); fields.count("n_layer")?],
     })
 }
 

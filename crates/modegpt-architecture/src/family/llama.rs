@@ -5,7 +5,7 @@ use crate::{ConfigError, Family, LayerShape, MlpKind, ModelConfig, Norm, NormPla
 
 pub(super) fn parse(fields: &Fields) -> Result<ModelConfig, ConfigError> {
     let d_model = fields.size("hidden_size")?;
-    let n_heads = fields.size("num_attention_heads")?.max(1);
+    let n_heads = fields.count("num_attention_heads")?;
     let d_head = match fields.optional_size("head_dim")? {
         Some(d_head) => d_head,
         None => whole_heads(d_model, n_heads)?,
@@ -18,7 +18,7 @@ pub(super) fn parse(fields: &Fields) -> Result<ModelConfig, ConfigError> {
         d_model,
         d_embedding: d_model,
         n_heads,
-        n_kv_heads: fields.optional_size("num_key_value_heads")?.unwrap_or(n_heads).max(1),
+        n_kv_heads: fields.optional_count("num_key_value_heads")?.unwrap_or(n_heads),
         d_head,
         max_positions: fields.optional_size("max_position_embeddings")?.unwrap_or(2048),
         positions: rotary(fields)?,
@@ -33,7 +33,7 @@ pub(super) fn parse(fields: &Fields) -> Result<ModelConfig, ConfigError> {
         mlp_bias: fields.flag("mlp_bias", false)?,
         tied_head: fields.flag("tie_word_embeddings", false)?,
         special_tokens: fields.special_tokens()?,
-        layers: vec![LayerShape::dense(d_ff, d_head); fields.size("num_hidden_layers")?.min(1 << 16)],
+        layers: vec![LayerShape::dense(d_ff, d_head); fields.count("num_hidden_layers")?],
     })
 }
 

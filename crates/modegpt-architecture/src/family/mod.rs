@@ -140,14 +140,14 @@ fn check(config: &ModelConfig) -> Result<(), ConfigError> {
             return invalid(field, "between 1 and 2^28".to_owned(), size.to_string());
         }
     }
-    if config.n_heads % config.n_kv_heads != 0 {
+    if !config.n_heads.is_multiple_of(config.n_kv_heads) {
         return invalid(
             "number of key-value heads",
             format!("a divisor of the {} attention heads", config.n_heads),
             config.n_kv_heads.to_string(),
         );
     }
-    if config.is_rotary() && config.d_head % 2 != 0 {
+    if config.is_rotary() && !config.d_head.is_multiple_of(2) {
         return invalid("head width", "even, for rotary positions".to_owned(), config.d_head.to_string());
     }
     for (index, shape) in config.layers.iter().enumerate() {

@@ -10,7 +10,7 @@ const NORM_EPS: f64 = 1e-5;
 
 pub(super) fn parse(fields: &Fields) -> Result<ModelConfig, ConfigError> {
     let d_model = fields.size("hidden_size")?;
-    let n_heads = fields.size("num_attention_heads")?.max(1);
+    let n_heads = fields.count("num_attention_heads")?;
     let bias = fields.flag("enable_bias", true)?;
     let pre_norm = fields.flag("do_layer_norm_before", true)?;
     let d_ff = fields.size("ffn_dim")?;
@@ -35,7 +35,7 @@ pub(super) fn parse(fields: &Fields) -> Result<ModelConfig, ConfigError> {
         mlp_bias: bias,
         tied_head: fields.flag("tie_word_embeddings", true)?,
         special_tokens: fields.special_tokens()?,
-        layers: vec![LayerShape::dense(d_ff, d_model / n_heads); fields.size("num_hidden_layers")?.min(1 << 16)],
+        layers: vec![LayerShape::dense(d_ff, d_model / n_heads); fields.count("num_hidden_layers")?],
     })
 }
 
@@ -65,7 +65,7 @@ pub(super) fn keys() -> KeyTable {
 
 /// The head width of a model that divides its residual width among its heads.
 pub(super) fn whole_heads(d_model: usize, n_heads: usize) -> Result<usize, ConfigError> {
-    if d_model % n_heads == 0 {
+    if d_model.is_multiple_of(n_heads) {
         return Ok(d_model / n_heads);
     }
     Err(ConfigError::Invalid {

@@ -41,7 +41,8 @@ pub struct CalibrationRun<'a> {
 pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existing) -> Result<PathBuf, RunError> {
     run.check()?;
     let folder = OutputFolder::begin(target, existing, &run.journal())?;
-    run.observe_all(&folder, "").await?;
+    let observed = run.observe_all(&folder, "").await;
+    let ((), folder) = RunError::end(observed, folder)?;
     Ok(folder.commit()?)
 }
 
@@ -126,7 +127,7 @@ impl CalibrationRun<'_> {
                 self.observe(layer, &mut place, &kept, folder, &file(layer)).await?;
             }
         }
-        kept.forget(n_layers);
+        kept.forget_all()?;
         self.reporter.end();
         Ok(())
     }

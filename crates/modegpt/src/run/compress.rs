@@ -131,13 +131,25 @@ pub async fn compress(
     journal.insert("plan".to_owned(), describe_plan(&options.plan));
     journal.insert("dtype".to_owned(), dtype.torch_name().to_owned());
     let folder = OutputFolder::begin(target, options.existing, &journal)?;
+    let filled = fill(run, options, dtype, &folder).await;
+    let (mut result, folder) = RunError::end(filled, folder)?;
+    result.folder = folder.commit()?;
+    Ok(result)
+}
 
-    let statistics = match &options.statistics {
-        Some(statistics) => statistics.clone(),
-        None => {
-            run.observe_all(&folder, STATISTICS).await?;
-            StatisticsFolder::new(folder.path().join(STATISTICS))
-        }
+/// Does all of the work in the unfinished folder.
+async fn fill(
+    run: &CalibrationRun<'_>,
+    options: &CompressionOptions,
+    dtype: DType,
+    folder: &OutputFolder,
+) -> Result<CompressionResult, RunError> {
+    let model = run.model;
+    let statistics = if let Some(statistics) = &options.statistics {
+        statistics.clone()
+    } else {
+        run.observe_all(folder, STATISTICS).await?;
+        StatisticsFolder::new(folder.path().join(STATISTICS))
     };
     let plan = match &options.plan {
         PlanSource::Given(plan) => (**plan).clone(),
@@ -147,7 +159,7 @@ pub async fn compress(
             make_plan(model, &influences, target, allocation, rounding, ridges, dtype)?
         }
     };
-    let done = apply(model, &plan, &statistics, dtype, options.strict, &folder, run.reporter)?;
+    let done = apply(model, &plan, &statistics, dtype, options.strict, folder, run.reporter)?;
 
     let mut config = model.config().clone();
     let summary = ModelSummary::of(&config);
@@ -166,11 +178,11 @@ pub async fn compress(
         params,
         bytes,
     };
-    finished.write(&folder)?;
+    finished.write(folder)?;
     for name in ["statistics", "layers"] {
         folder.remove(name)?;
     }
-    Ok(CompressionResult { folder: folder.commit()?, plan, report, config, params, bytes })
+    Ok(CompressionResult { folder: folder.path().to_owned(), plan, report, config, params, bytes })
 }
 
 /// Compresses and writes every layer that is not done yet, and what stands outside the layers.
@@ -194,23 +206,22 @@ fn apply(
     for (index, layer_plan) in plan.layers.iter().enumerate() {
         let note = format!("layers/{index:05}.json");
         // The note is written after the shard: where it is, both are.
-        let layer = match read_note(folder, &note) {
-            Some(layer) => layer,
-            None => {
-                let (seen, _) = statistics.read(index, model.fingerprint())?;
-                let weights = model.checkpoint.layer(index)?;
-                let shape = &config.layers[index];
-                let compressed = compress_layer(config, index, &weights, shape, &seen, layer_plan, plan.ridges)?;
-                drop((weights, seen));
-                check_fallbacks(&compressed.report, strict, reporter)?;
-                folder.write(&shard_name(index + 1, n_layers), |out| {
-                    write_layer(config, index, &compressed.shape, &compressed.weights, dtype, out)
-                })?;
-                let layer = Done { shape: compressed.shape, report: compressed.report };
-                let text = serde_json::to_string_pretty(&layer).unwrap_or_default();
-                folder.write(&note, |out| Ok(out.write_all(text.as_bytes())?))?;
-                layer
-            }
+        let layer = if let Some(layer) = read_note(folder, &note) {
+            layer
+        } else {
+            let (seen, _) = statistics.read(index, model.fingerprint())?;
+            let weights = model.checkpoint.layer(index)?;
+            let shape = &config.layers[index];
+            let compressed = compress_layer(config, index, &weights, shape, &seen, layer_plan, plan.ridges)?;
+            drop((weights, seen));
+            check_fallbacks(&compressed.report, strict, reporter)?;
+            folder.write(&shard_name(index + 1, n_layers), |out| {
+                write_layer(config, index, &compressed.shape, &compressed.weights, dtype, out)
+            })?;
+            let layer = Done { shape: compressed.shape, report: compressed.report };
+            let text = serde_json::to_string_pretty(&layer).unwrap_or_default();
+            folder.write(&note, |out| Ok(out.write_all(text.as_bytes())?))?;
+            layer
         };
         done.push(layer);
         reporter.advance(index as u64 + 1);

@@ -4,12 +4,20 @@ use std::io;
 use std::path::PathBuf;
 
 use modegpt_calibration::CalibrationError;
-use modegpt_checkpoint::{LoadError, OutputError};
+use modegpt_checkpoint::{LoadError, OutputError, OutputFolder};
 use modegpt_model::ComputeError;
 
 /// Why a run stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The work that was completed before the error is kept.
+    #[error("{source}\nwhat was done is kept in `{folder}`: --resume continues there, --force begins anew")]
+    Kept {
+        /// Why the run stopped.
+        source: Box<RunError>,
+        /// The unfinished folder.
+        folder: PathBuf,
+    },
     /// Reading the model.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -71,4 +79,17 @@ pub enum RunError {
         /// The model's context.
         most: usize,
     },
+}
+
+impl RunError {
+    /// Ends a run: its error, and what became of the unfinished folder.
+    pub(super) fn end<T>(result: Result<T, Self>, folder: OutputFolder) -> Result<(T, OutputFolder), Self> {
+        match result {
+            Ok(value) => Ok((value, folder)),
+            Err(error) => {
+                let path = folder.path().to_owned();
+                Err(if folder.abandon() { Self::Kept { source: Box::new(error), folder: path } } else { error })
+            }
+        }
+    }
 }

@@ -21,19 +21,27 @@ pub fn merge_statistics(
     target: &Path,
     existing: Existing,
 ) -> Result<PathBuf, RunError> {
+    // Found out before anything is written: parts that are missing, or of another model.
+    for part in parts {
+        part.read(0, model.fingerprint())?;
+    }
     let names: Vec<String> = parts.iter().map(|part| part.path().display().to_string()).collect();
     let journal =
         Journal::from([("merge".to_owned(), names.join(", ")), ("model".to_owned(), model.fingerprint().to_owned())]);
     let folder = OutputFolder::begin(target, existing, &journal)?;
+    let ((), folder) = RunError::end(merge_layers(model, parts, &folder), folder)?;
+    Ok(folder.commit()?)
+}
+
+fn merge_layers(model: &Model, parts: &[StatisticsFolder], folder: &OutputFolder) -> Result<(), RunError> {
     for layer in 0..model.config().layers.len() {
         let file = StatisticsFolder::file_name(layer);
-        if folder.has(&file) {
-            continue;
+        if !folder.has(&file) {
+            let bytes = merged_layer(model, parts, layer)?;
+            folder.write(&file, |out| Ok(out.write_all(&bytes)?))?;
         }
-        let bytes = merged_layer(model, parts, layer)?;
-        folder.write(&file, |out| Ok(out.write_all(&bytes)?))?;
     }
-    Ok(folder.commit()?)
+    Ok(())
 }
 
 fn merged_layer(model: &Model, parts: &[StatisticsFolder], layer: usize) -> Result<Vec<u8>, RunError> {

@@ -9,6 +9,9 @@ use modegpt_model::{ResidualStore, StoreError};
 
 use crate::run::RunError;
 
+/// What the names of all scratch files begin with.
+const PREFIX: &str = "stream-";
+
 /// A stream that is read from one file and written to another, so that the input of a layer survives until its output is
 /// complete.
 pub(super) struct FileStore {
@@ -61,7 +64,7 @@ impl Checkpointed {
 
     /// The file that holds the input of `layer`.
     pub(super) fn path(&self, layer: usize) -> PathBuf {
-        self.folder.join(format!("stream-{layer:05}.f32"))
+        self.folder.join(format!("{PREFIX}{layer:05}.f32"))
     }
 
     /// Keeps the input of `layer`. Not forced to the disk: a checksum tells whether it got there.
@@ -133,8 +136,22 @@ impl Checkpointed {
 
     /// Forgets the input of `layer`.
     pub(super) fn forget(&self, layer: usize) {
-        // What cannot be removed now goes with the folder.
+        // What cannot be removed now goes at the end.
         drop(fs::remove_file(self.path(layer)));
+    }
+
+    /// Forgets every input, also those that runs which were killed have left, whole or half written.
+    pub(super) fn forget_all(&self) -> Result<(), RunError> {
+        let remove = || -> io::Result<()> {
+            for entry in fs::read_dir(&self.folder)? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        remove().map_err(|reason| RunError::Scratch { path: self.folder.clone(), reason })
     }
 }
 
@@ -187,6 +204,20 @@ mod tests {
         bytes[77_777] ^= 1;
         fs::write(kept.path(3), bytes).expect("written");
         assert!(!kept.is_intact(3, values.len()));
+    }
+
+    #[test]
+    fn all_streams_are_forgotten_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let kept = Checkpointed::new(folder.path());
+        kept.save(0, &[1.0, 2.0]).expect("written");
+        for name in ["stream-00001.tmp", "model.safetensors"] {
+            fs::write(folder.path().join(name), b"half").expect("written");
+        }
+        kept.forget_all().expect("removed");
+        let left: Vec<_> =
+            fs::read_dir(folder.path()).expect("a folder").map(|e| e.expect("an entry").file_name()).collect();
+        assert_eq!(left, ["model.safetensors"]);
     }
 
     #[test]

@@ -1,0 +1,56 @@
+//! The graphics path against the processor. Needs an adapter; Mesa's software renderer over OpenGL will do.
+//!
+//! One test, since a process opens a device once.
+
+#![expect(clippy::print_stdout, reason = "what was measured is worth reading")]
+
+use burn::tensor::Device;
+use burn::tensor::wgpu::WgpuBackend;
+use modegpt::architecture::WeightProvider;
+use modegpt::calibration::{GramPath, observe_layer};
+use modegpt::model_runtime::{Compute, ResidualStream};
+use modegpt_tests::{differences, logits, open, stories};
+
+/// f32 sums in another order; logits are of order 10.
+const LOGITS: f32 = 2e-3;
+/// Relative to the geometric mean of the diagonal. Activations differ by some 1e-6 before they are multiplied.
+const GRAM: f64 = 2e-5;
+
+#[test]
+fn a_card_computes_what_the_processor_computes() {
+    let (device, setup) =
+        Device::wgpu_options().graphics_api(WgpuBackend::Gl).init_with_setup().expect("an adapter over OpenGL");
+    println!("adapter: {}", setup.adapter.get_info().name);
+    let card = Compute::card(device, 128 << 20);
+    let host = Compute::host();
+    for name in ["opt-tiny-stories", "stories260k"] {
+        let model = open(name);
+        let ids: Vec<u32> = (5..37).collect();
+        let (most, mean) = differences(&logits(&model, &ids, &card), &logits(&model, &ids, &host));
+        println!("{name}: logits differ by at most {most:.2e}, {mean:.2e} in the mean");
+        assert!(most <= LOGITS, "{name}: logits differ by {most}");
+    }
+
+    let model = open("stories260k");
+    let calibration = stories(&model, 2, 128);
+    let weights: &dyn WeightProvider = &model.checkpoint;
+    let seen = |compute: &Compute, path| {
+        let mut stream = ResidualStream::in_memory(2, 128, model.config().d_model, 2);
+        pollster::block_on(async {
+            stream.embed(weights, &calibration.windows.ids, compute).await.expect("embeds");
+            let shards = vec![0..1, 1..2];
+            observe_layer(weights, 0, &mut stream, &shards, compute, path, |_| {}).await.expect("observes")
+        })
+    };
+    let on_host = seen(&host, GramPath::Host);
+    let on_card = seen(&card, GramPath::DeviceF32);
+    let n = on_host.mlp.dim();
+    for i in 0..n {
+        for j in 0..=i {
+            let scale = (on_host.mlp.get(i, i) * on_host.mlp.get(j, j)).sqrt();
+            let difference = (on_host.mlp.get(i, j) - on_card.mlp.get(i, j)).abs();
+            assert!(difference <= GRAM * scale, "Gram [{i}, {j}] differs by {}", difference / scale);
+        }
+    }
+    assert!((on_host.block_influence() - on_card.block_influence()).abs() < 1e-5);
+}

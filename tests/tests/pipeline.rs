@@ -1,0 +1,206 @@
+//! The stages together, on real models.
+
+#![expect(clippy::print_stdout, reason = "what was measured is worth reading")]
+
+use std::path::Path;
+
+use modegpt::architecture::WeightProvider;
+use modegpt::calibration::GramPath;
+use modegpt::checkpoint::Existing;
+use modegpt::compress::{Ridges, Target};
+use modegpt::model_runtime::Compute;
+use modegpt::run::{
+    AllocationChoice, CalibrationRun, CompressionOptions, CompressionResult, PlanSource, StatisticsFolder, calibrate,
+    compress, merge_statistics,
+};
+use modegpt::text_tools::Corpus;
+use modegpt::{Calibration, EvaluationOptions, Model, Silent, evaluate};
+use modegpt_tests::{differences, logits, open, open_folder, read_text, stories};
+
+fn run<'a>(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute) -> CalibrationRun<'a> {
+    CalibrationRun {
+        model,
+        calibration,
+        compute,
+        gram_path: GramPath::Host,
+        batch_tokens: 1024,
+        n_shards: 1,
+        max_host_bytes: None,
+        reporter: &Silent,
+    }
+}
+
+fn options(sparsity: f64, allocation: AllocationChoice) -> CompressionOptions {
+    CompressionOptions {
+        plan: PlanSource::Make {
+            target: Target::Sparsity(sparsity),
+            allocation,
+            rounding: None,
+            ridges: Ridges::default(),
+        },
+        dtype: None,
+        strict: true,
+        statistics: None,
+        existing: Existing::Refuse,
+    }
+}
+
+fn shrink(model: &Model, n_samples: usize, options: &CompressionOptions, target: &Path) -> CompressionResult {
+    // As long as what is scored below: a learned position that calibration never saw is not protected.
+    let calibration = stories(model, n_samples, 256);
+    let compute = Compute::host();
+    pollster::block_on(compress(&run(model, &calibration, &compute), options, target)).expect("compresses")
+}
+
+fn perplexity(model: &Model) -> f64 {
+    let stories: String = read_text("text/tinystories/test.txt").chars().take(100_000).collect();
+    let corpus = Corpus::from_plain("test.txt", &stories).expect("stories");
+    let options = EvaluationOptions { seq_len: 256, stride: 256, max_windows: None, batch_tokens: 2048 };
+    let compute = Compute::host();
+    pollster::block_on(evaluate(model, &[corpus], options, &compute, &Silent)).expect("evaluates").perplexity
+}
+
+#[test]
+fn sparsity_zero_changes_no_logit() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for name in ["opt-tiny-stories", "stories260k", "gpt2-tiny-stories"] {
+        let model = open(name);
+        let target = folder.path().join(name);
+        let result = shrink(&model, 4, &options(0.0, AllocationChoice::Paper), &target);
+        assert_eq!(result.params.0, result.params.1);
+        let ids: Vec<u32> = (3..60).collect();
+        let compute = Compute::host();
+        let same = logits(&open_folder(&target), &ids, &compute) == logits(&model, &ids, &compute);
+        assert!(same, "{name}: logits differ");
+    }
+}
+
+/// The bounds are 10 % above what was measured with this protocol, and far below what a fault gives: dropping the refit of
+/// the MLP alone costs half of the perplexity again.
+#[test]
+fn compression_meets_the_target_and_keeps_the_model_useful() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, sparsity, most) in
+        [("opt-tiny-stories", 0.3, 1.16), ("gpt2-tiny-stories", 0.3, 1.16), ("stories260k", 0.1, 2.0)]
+    {
+        let model = open(name);
+        let target = folder.path().join(name);
+        let result = shrink(&model, 64, &options(sparsity, AllocationChoice::Uniform), &target);
+        let totals = result.report.totals;
+        assert!((totals.sparsity - sparsity).abs() < 0.01, "{name}: {} removed", totals.sparsity);
+        let small = open_folder(&target);
+        assert_eq!(small.params(), result.params.1);
+        assert_eq!(small.config().block_params() as u64, totals.block_params_after);
+        assert_eq!(small.checkpoint.bytes(), result.bytes.1);
+        let ratio = perplexity(&small) / perplexity(&model);
+        println!("{name} at {sparsity}: perplexity x {ratio:.4}");
+        assert!((1.0..most).contains(&ratio), "{name}: perplexity x {ratio}");
+    }
+}
+
+#[test]
+fn layers_may_be_uneven_and_a_compressed_model_compresses_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for name in ["opt-tiny-stories", "stories260k"] {
+        let model = open(name);
+        let once = folder.path().join(format!("{name}-once"));
+        shrink(&model, 16, &options(0.2, AllocationChoice::Paper), &once);
+        let small = open_folder(&once);
+        let widths: std::collections::BTreeSet<usize> = small.config().layers.iter().map(|l| l.d_ff).collect();
+        assert!(widths.len() > 1, "{name}: all layers have the same width");
+        let twice = folder.path().join(format!("{name}-twice"));
+        let result = shrink(&small, 16, &options(0.2, AllocationChoice::Paper), &twice);
+        let smaller = open_folder(&twice);
+        assert!(smaller.params() < small.params());
+        assert_eq!(smaller.config().d_head, model.config().d_head);
+        assert!(result.report.totals.sparsity > 0.15);
+        assert!(perplexity(&smaller).is_finite());
+    }
+}
+
+#[test]
+fn statistics_merge_to_the_bits_of_one_go() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name);
+    let model = open("stories260k");
+    let compute = Compute::host();
+    let all = stories(&model, 8, 64);
+    let half = |range: std::ops::Range<usize>| {
+        let ids = all.windows.ids[range.start * 64..range.end * 64].to_vec();
+        let token_hash = modegpt::text_tools::token_hash(&ids);
+        Calibration { windows: modegpt::text_tools::Windows { ids, n: range.len(), seq_len: 64 }, token_hash }
+    };
+    let collect = |calibration: &Calibration, n_shards: usize, name: &str| {
+        let run = CalibrationRun { n_shards, batch_tokens: 128, ..run(&model, calibration, &compute) };
+        pollster::block_on(calibrate(&run, &at(name), Existing::Refuse)).expect("calibrates");
+        StatisticsFolder::new(at(name))
+    };
+    let whole = collect(&all, 2, "whole");
+    let parts = [collect(&half(0..4), 1, "first"), collect(&half(4..8), 1, "second")];
+    merge_statistics(&model, &parts, &at("merged"), Existing::Refuse).expect("merges");
+    let merged = StatisticsFolder::new(at("merged"));
+    for layer in 0..model.config().layers.len() {
+        let read = |folder: &StatisticsFolder| folder.read(layer, model.fingerprint()).expect("readable").0;
+        assert!(read(&whole) == read(&merged), "layer {layer} differs");
+    }
+}
+
+#[test]
+fn a_stream_on_the_disk_gives_the_same_statistics() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let model = open("opt-tiny-stories");
+    let compute = Compute::host();
+    let calibration = stories(&model, 64, 128);
+    let collect = |max_host_bytes: Option<u64>, name: &str| {
+        let run = CalibrationRun { max_host_bytes, ..run(&model, &calibration, &compute) };
+        let plan = run.memory_plan();
+        pollster::block_on(calibrate(&run, &folder.path().join(name), Existing::Refuse)).expect("calibrates");
+        (StatisticsFolder::new(folder.path().join(name)), plan)
+    };
+    let (in_memory, plan) = collect(None, "memory");
+    let (on_disk, tight) = collect(Some(plan.host_bytes - 1), "disk");
+    assert!(tight.stream_on_disk && !plan.stream_on_disk);
+    for layer in 0..model.config().layers.len() {
+        let read = |folder: &StatisticsFolder| folder.read(layer, model.fingerprint()).expect("readable").0;
+        assert!(read(&in_memory) == read(&on_disk), "layer {layer} differs");
+    }
+}
+
+#[test]
+fn block_influence_and_grams_agree_with_a_direct_computation() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let model = open("opt-tiny-stories");
+    let compute = Compute::host();
+    let calibration = stories(&model, 2, 32);
+    let run = run(&model, &calibration, &compute);
+    pollster::block_on(calibrate(&run, &folder.path().join("s"), Existing::Refuse)).expect("calibrates");
+    let (seen, _) = StatisticsFolder::new(folder.path().join("s")).read(0, model.fingerprint()).expect("readable");
+
+    let config = model.config();
+    let weights = model.checkpoint.layer(0).expect("readable");
+    let block = modegpt::model_runtime::Block::new(weights, &config.layers[0], config, &compute);
+    let embedder = modegpt::model_runtime::Embedder::new(&model.checkpoint, &compute).expect("readable");
+    let x = embedder.embed(&model.checkpoint, &calibration.windows.ids, 2, 0, &compute).expect("known ids");
+    let (_, observed) = block.observe(x);
+    let hidden = pollster::block_on(compute.read(observed.hidden)).expect("readable");
+    let d_ff = config.layers[0].d_ff;
+    for (i, j) in [(0, 0), (5, 3), (100, 7), (383, 200), (383, 383)] {
+        let column = |c: usize| hidden.iter().skip(c).step_by(d_ff).map(|v| f64::from(*v));
+        let direct: f64 = column(i).zip(column(j)).map(|(a, b)| a * b).sum();
+        let scale = (seen.mlp.get(i, i) * seen.mlp.get(j, j)).sqrt().max(1e-12);
+        assert!((seen.mlp.get(i, j) - direct).abs() <= 1e-6 * scale, "[{i}, {j}]: {} not {direct}", seen.mlp.get(i, j));
+    }
+    assert_eq!(seen.n_tokens, 64);
+    assert!(seen.block_influence() > 0.0 && seen.block_influence() < 2.0);
+}
+
+#[test]
+fn logits_do_not_depend_on_the_batch() {
+    let model = open("stories260k");
+    let compute = Compute::host();
+    let ids: Vec<u32> = (10..74).collect();
+    let whole = logits(&model, &ids, &compute);
+    let prefix = logits(&model, &ids[..32], &compute);
+    let (most, _) = differences(&whole[..prefix.len()], &prefix);
+    assert!(most < 1e-4, "a token sees later ones: {most}");
+}
