@@ -8,7 +8,7 @@
 //! - [`LayerShape`] gives each layer its own widths. A dense layer is the special case in which all are full.
 //! - [`LayerWeights`] are one decoder block on the host, every matrix as `[d_in, d_out]` and activations as rows:
 //!   `y = x W + b`.
-//! - [`family::TensorSpec`] says how each of these tensors is named and laid out in a checkpoint.
+//! - [`family::KeyTable`] says how each of these tensors is named and laid out in a checkpoint.
 //!
 //! ```
 //! use modegpt_architecture::ModelConfig;
