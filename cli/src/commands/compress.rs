@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use modegpt::architecture::{DType, Family, ModelConfig};
 use modegpt::compress::{LayerReport, Plan};
-use modegpt::run::{CalibrationRun, CompressionOptions, CompressionResult, PlanSource, StatisticsFolder, compress};
-use modegpt::{Calibration, MemoryPlan, Model, Reporter};
+use modegpt::run::{
+    CalibrationRun, CompressionOptions, CompressionResult, MemoryPlan, PlanSource, StatisticsFolder, compress,
+};
+use modegpt::{Calibration, Model, Reporter};
 use serde::Serialize;
 
 use crate::args::CompressArgs;

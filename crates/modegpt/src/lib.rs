@@ -12,7 +12,6 @@
 //! Libraries never print: progress and remarks go to a [`Reporter`].
 
 mod evaluate;
-mod memory;
 mod model;
 mod reporter;
 #[cfg(not(target_family = "wasm"))]
@@ -20,7 +19,6 @@ pub mod run;
 mod text;
 
 pub use evaluate::{Evaluation, EvaluationError, EvaluationOptions, evaluate};
-pub use memory::MemoryPlan;
 pub use model::{Model, ModelError};
 pub use reporter::{Reporter, Silent};
 pub use text::{Calibration, CalibrationOptions, CorpusOptions, read_corpus};

@@ -9,10 +9,10 @@ use modegpt_checkpoint::{Existing, Journal, OutputFolder};
 use modegpt_model::{Compute, ResidualStore, ResidualStream};
 use modegpt_statistics::StatisticsHeader;
 
+use super::memory::Workload;
 use super::scratch::{Checkpointed, FileStore};
-use super::{RunError, StatisticsFolder};
-use crate::memory::Workload;
-use crate::{Calibration, MemoryPlan, Model, Reporter};
+use super::{MemoryPlan, RunError, StatisticsFolder};
+use crate::{Calibration, Model, Reporter};
 
 /// A calibration to be done.
 pub struct CalibrationRun<'a> {
