@@ -1,0 +1,1 @@
+//! Gradients of the loss, streamed backward one layer at a time.
