@@ -39,7 +39,16 @@ fn a_card_computes_what_the_processor_computes() {
         pollster::block_on(async {
             stream.embed(weights, &calibration.windows.ids, compute).await.expect("embeds");
             let shards = vec![0..1, 1..2];
-            observe_layer(weights, 0, &mut stream, &shards, compute, path, |_| {}).await.expect("observes")
+            observe_layer(
+                weights,
+                0,
+                &mut stream,
+                Observing { shards: &shards, path, collect: Collect { logits: true, inputs: true } },
+                compute,
+                |_| {},
+            )
+            .await
+            .expect("observes")
         })
     };
     let on_host = seen(&host, GramPath::Host);

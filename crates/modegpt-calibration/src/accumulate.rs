@@ -3,14 +3,28 @@
 use modegpt_architecture::{LayerShape, ModelConfig};
 use modegpt_linalg::{Gram, GramAccumulator};
 use modegpt_model::{Compute, ComputeError, Observations};
-use modegpt_statistics::LayerStatistics;
+use modegpt_statistics::{InputGrams, LayerStatistics};
 
 use crate::hidden_gram::{GramPath, HiddenGram, add_column_sums};
+use crate::logits::{AttentionGeometry, LogitEffects, Rows};
+
+/// Which statistics are collected beside those that every method needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collect {
+    /// [`LayerStatistics::logit`]: mode `best` compresses queries and keys by it.
+    pub logits: bool,
+    /// [`LayerStatistics::inputs`]: methods that factorise each matrix by itself need them.
+    pub inputs: bool,
+}
 
 /// Sums over the batches seen so far.
-pub(crate) struct Accumulators {
+pub(crate) struct Accumulators<'a> {
     n_tokens: u64,
     influence_sum: f64,
+    residual_sum: f64,
+    inverse_residual_sum: f64,
+    logits: Option<LogitEffects<'a>>,
+    inputs: Option<[HiddenGram; 3]>,
     hidden: HiddenGram,
     query: Heads,
     key: Heads,
@@ -19,11 +33,23 @@ pub(crate) struct Accumulators {
     attention: Heads,
 }
 
-impl Accumulators {
-    pub(crate) fn new(config: &ModelConfig, shape: &LayerShape, path: GramPath) -> Self {
+impl<'a> Accumulators<'a> {
+    /// `attention` is given if effects of the logits are to be collected.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        shape: &LayerShape,
+        path: GramPath,
+        attention: Option<&'a AttentionGeometry>,
+        inputs: bool,
+    ) -> Self {
+        let widths = [config.d_model, config.n_heads * shape.d_v, config.d_model];
         Self {
             n_tokens: 0,
             influence_sum: 0.0,
+            residual_sum: 0.0,
+            inverse_residual_sum: 0.0,
+            logits: attention.map(LogitEffects::new),
+            inputs: inputs.then(|| widths.map(|width| HiddenGram::new(width, path))),
             hidden: HiddenGram::new(shape.d_ff, path),
             query: Heads::new(config.n_heads, shape.d_qk),
             key: Heads::new(config.n_kv_heads, shape.d_qk),
@@ -33,30 +59,46 @@ impl Accumulators {
         }
     }
 
-    /// `before` and `after` are the residual stream around the layer, rows of `d_model`.
+    /// `before` and `after` are the residual stream around the layer, samples of shape `[_, seq_len, d_model]`.
     pub(crate) async fn add(
         &mut self,
         before: &[f32],
         after: &[f32],
-        d_model: usize,
+        [_, seq_len, d_model]: [usize; 3],
         seen: Observations,
         compute: &Compute,
     ) -> Result<(), ComputeError> {
         self.n_tokens += (before.len() / d_model) as u64;
         self.influence_sum += influence_sum(before, after, d_model);
+        for row in after.chunks_exact(d_model) {
+            let energy: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
+            self.residual_sum += energy;
+            self.inverse_residual_sum += if energy > 0.0 { energy.recip() } else { 0.0 };
+        }
         self.hidden.add(seen.hidden, compute).await?;
-        self.query.add(&compute.read(seen.query).await?);
-        let keys = compute.read(seen.key).await?;
-        add_column_sums(&mut self.key_sum, &keys);
-        self.key.add(&keys);
-        self.value.add(&compute.read(seen.value).await?);
+        if let Some([attention, output, mlp]) = &mut self.inputs {
+            attention.add(seen.attention_input, compute).await?;
+            output.add(seen.attention.clone(), compute).await?;
+            mlp.add(seen.mlp_input, compute).await?;
+        }
+        let query = compute.read(seen.query).await?;
+        self.query.add(&query);
+        let key = compute.read(seen.key).await?;
+        add_column_sums(&mut self.key_sum, &key);
+        self.key.add(&key);
+        let value = compute.read(seen.value).await?;
+        self.value.add(&value);
         self.attention.add(&compute.read(seen.attention).await?);
+        if let Some(logits) = &mut self.logits {
+            logits.add(&Rows { query: &query, key: &key, value: &value }, seq_len);
+        }
         Ok(())
     }
 
     pub(crate) fn finish(self) -> LayerStatistics {
         let (mlp, mlp_sum) = self.hidden.finish();
         let key_width = self.key.width;
+        let (logit, logit_queries) = self.logits.map_or_else(Default::default, LogitEffects::finish);
         LayerStatistics {
             n_tokens: self.n_tokens,
             influence_sum: self.influence_sum,
@@ -67,6 +109,14 @@ impl Accumulators {
             key_sum: self.key_sum.chunks_exact(key_width).map(<[f64]>::to_vec).collect(),
             value: self.value.finish(),
             attention_output: self.attention.finish(),
+            residual_sum: self.residual_sum,
+            inverse_residual_sum: self.inverse_residual_sum,
+            logit,
+            logit_queries,
+            inputs: self.inputs.map(|grams| {
+                let [attention, output, mlp] = grams.map(|gram| gram.finish().0);
+                InputGrams { attention, output, mlp }
+            }),
         }
     }
 }

@@ -6,7 +6,20 @@ use modegpt_architecture::WeightProvider;
 use modegpt_model::{Block, Compute, ComputeError, ResidualStream};
 use modegpt_statistics::LayerStatistics;
 
-use crate::{GramPath, accumulate::Accumulators};
+use crate::accumulate::{Accumulators, Collect};
+use crate::{GramPath, logits::AttentionGeometry};
+
+/// How a layer is observed.
+#[derive(Clone, Copy, Debug)]
+pub struct Observing<'a> {
+    /// Consecutive ranges of samples that together are all of them. Each is summed by itself and the sums are added in
+    /// order, so that statistics computed shard by shard elsewhere and merged have the same bits.
+    pub shards: &'a [Range<usize>],
+    /// Where the largest Gram matrices are summed.
+    pub path: GramPath,
+    /// What is collected beside the usual.
+    pub collect: Collect,
+}
 
 /// Why calibration stopped.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +31,14 @@ pub enum CalibrationError {
         layer: usize,
         /// Why.
         source: ComputeError,
+    },
+    /// The weights cannot be used.
+    #[error("layer {layer}, output map of attention: {source}")]
+    Weights {
+        /// Which layer.
+        layer: usize,
+        /// Why.
+        source: modegpt_linalg::Error,
     },
     /// Shards do not fit together, which would be a fault of this crate.
     #[error("layer {layer}: {reason}")]
@@ -31,8 +52,6 @@ pub enum CalibrationError {
 
 /// Carries the stream through layer `layer` and gives its statistics.
 ///
-/// `shards` are consecutive ranges of samples that together are all of them. Each is summed by itself and the sums are
-/// added in order, so that statistics computed shard by shard elsewhere and merged have the same bits.
 /// `progress` is told how many samples have passed.
 ///
 /// # Errors
@@ -41,25 +60,29 @@ pub async fn observe_layer(
     weights: &dyn WeightProvider,
     layer: usize,
     stream: &mut ResidualStream<'_>,
-    shards: &[Range<usize>],
+    observing: Observing<'_>,
     compute: &Compute,
-    path: GramPath,
     mut progress: impl FnMut(usize),
 ) -> Result<LayerStatistics, CalibrationError> {
     let at = |source| CalibrationError::Compute { layer, source };
     let config = weights.config();
     let shape = &config.layers[layer];
-    let block = load(weights, layer, compute)?;
+    let Observing { shards, path, collect } = observing;
+    let host = weights.layer(layer).map_err(|e| at(e.into()))?;
+    let attention = collect.logits.then(|| AttentionGeometry::new(config, shape, &host.output.weight));
+    let attention = attention.transpose().map_err(|source| CalibrationError::Weights { layer, source })?;
+    let block = Block::new(host, shape, config, compute);
     let mut total: Option<LayerStatistics> = None;
     for shard in shards {
-        let mut sums = Accumulators::new(config, shape, path);
+        let mut sums = Accumulators::new(config, shape, path, attention.as_ref(), collect.inputs);
         for samples in stream.batches_of(shard) {
             let before = stream.load(&samples).map_err(at)?;
-            let x = compute.tensor(before.clone(), stream.shape(&samples));
+            let shape = stream.shape(&samples);
+            let x = compute.tensor(before.clone(), shape);
             let (y, seen) = block.observe(x);
             let after = compute.read(y).await.map_err(at)?;
             check_finite(&after).map_err(at)?;
-            sums.add(&before, &after, config.d_model, seen, compute).await.map_err(at)?;
+            sums.add(&before, &after, shape, seen, compute).await.map_err(at)?;
             stream.store(&samples, &after).map_err(at)?;
             progress(samples.end);
         }

@@ -11,6 +11,8 @@
 mod accumulate;
 mod calibrate;
 mod hidden_gram;
+mod logits;
 
-pub use calibrate::{CalibrationError, observe_layer, pass_layer};
+pub use accumulate::Collect;
+pub use calibrate::{CalibrationError, Observing, observe_layer, pass_layer};
 pub use hidden_gram::{GramPath, HiddenGram};

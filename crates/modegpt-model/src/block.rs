@@ -34,6 +34,10 @@ pub struct Observations {
     pub attention: Tensor<2>,
     /// Hidden units of the MLP, as they enter its last map: `[rows, d_ff]`.
     pub hidden: Tensor<2>,
+    /// The input of query, key and value maps: `[rows, d_model]`.
+    pub attention_input: Tensor<2>,
+    /// The input of the MLP's first maps: `[rows, d_model]`.
+    pub mlp_input: Tensor<2>,
 }
 
 impl Block {
@@ -78,10 +82,10 @@ impl Block {
         let rotary = RotaryTables::new(&self.config, &self.shape, start, tokens, &self.compute);
         let x = x.reshape([batch * tokens, d_model]);
         let x = self.around(x, &self.attention_norm, |x| {
+            let x = taps.attention_input.see(x);
             self.attention.forward(x, batch, rotary.as_ref(), cache, &self.compute, taps)
         });
-        let hidden = &mut taps.hidden;
-        let x = self.around(x, &self.mlp_norm, |x| self.mlp.forward(x, hidden));
+        let x = self.around(x, &self.mlp_norm, |x| self.mlp.forward(taps.mlp_input.see(x), &mut taps.hidden));
         x.reshape([batch, tokens, d_model])
     }
 
@@ -161,6 +165,8 @@ pub(crate) struct Taps {
     pub(crate) value: Tap,
     pub(crate) attention: Tap,
     pub(crate) hidden: Tap,
+    pub(crate) attention_input: Tap,
+    pub(crate) mlp_input: Tap,
 }
 
 impl Taps {
@@ -170,7 +176,15 @@ impl Taps {
 
     fn open() -> Self {
         let tap = || Tap { open: true, seen: None };
-        Self { query: tap(), key: tap(), value: tap(), attention: tap(), hidden: tap() }
+        Self {
+            query: tap(),
+            key: tap(),
+            value: tap(),
+            attention: tap(),
+            hidden: tap(),
+            attention_input: tap(),
+            mlp_input: tap(),
+        }
     }
 
     fn into_observations(self) -> Observations {
@@ -181,6 +195,8 @@ impl Taps {
             value: seen(self.value),
             attention: seen(self.attention),
             hidden: seen(self.hidden),
+            attention_input: seen(self.attention_input),
+            mlp_input: seen(self.mlp_input),
         }
     }
 }

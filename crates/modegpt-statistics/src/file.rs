@@ -2,14 +2,17 @@
 //!
 //! | tensor | shape |
 //! | --- | --- |
-//! | `influence_sum` | `[1]` |
+//! | `influence_sum`, `residual_sum`, `inverse_residual_sum` | `[1]` |
 //! | `mlp`, `mlp_sum` | `[d_ff (d_ff + 1) / 2]`, `[d_ff]` |
 //! | `query` | `[n_heads, d_qk (d_qk + 1) / 2]` |
 //! | `key`, `key_sum` | `[n_kv_heads, d_qk (d_qk + 1) / 2]`, `[n_kv_heads, d_qk]` |
 //! | `value` | `[n_kv_heads, d_v (d_v + 1) / 2]` |
 //! | `attention_output` | `[n_heads, d_v (d_v + 1) / 2]`, absent if not collected |
+//! | `logit` | `[n_heads, d_qk (d_qk + 1) / 2]`, absent if not collected |
+//! | `attention_input`, `mlp_input` | `[d_model (d_model + 1) / 2]`, absent if not collected |
+//! | `output_input` | `[n (n + 1) / 2]` with `n = n_heads d_v`, absent if not collected |
 //!
-//! All are `F64`. The header and the number of tokens are JSON under one key of the safetensors metadata; with a single
+//! All are `F64`. The header and the numbers of tokens are JSON under one key of the safetensors metadata; with a single
 //! key the order of the map cannot vary, so the bytes are deterministic.
 
 use std::{borrow::Cow, collections::HashMap};
@@ -18,11 +21,26 @@ use modegpt_linalg::Gram;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, LayerStatistics, statistics::shape_error};
+use crate::{Error, InputGrams, LayerStatistics, statistics::shape_error};
 
 const METADATA_KEY: &str = "modegpt_statistics";
 
-const TENSORS: [&str; 8] = ["influence_sum", "mlp", "mlp_sum", "query", "key", "key_sum", "value", "attention_output"];
+const TENSORS: [&str; 14] = [
+    "influence_sum",
+    "residual_sum",
+    "inverse_residual_sum",
+    "mlp",
+    "mlp_sum",
+    "query",
+    "key",
+    "key_sum",
+    "value",
+    "attention_output",
+    "logit",
+    "attention_input",
+    "output_input",
+    "mlp_input",
+];
 
 /// Where statistics come from. Two files may be used together only if all but `layer` agree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +62,7 @@ pub struct StatisticsHeader {
 
 impl StatisticsHeader {
     /// The version that this crate writes and reads.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 
     /// A header of the current version.
     pub fn new(
@@ -64,6 +82,7 @@ impl StatisticsHeader {
 struct FileHeader {
     header: StatisticsHeader,
     n_tokens: u64,
+    logit_queries: u64,
 }
 
 /// Read before the rest, so that a file of a later version is recognised whatever else it holds.
@@ -83,7 +102,7 @@ impl LayerStatistics {
     /// # Panics
     /// If the names in `header` exceed the 100 MB that safetensors allows for its header.
     pub fn to_bytes(&self, header: &StatisticsHeader) -> Vec<u8> {
-        let header = FileHeader { header: header.clone(), n_tokens: self.n_tokens };
+        let header = FileHeader { header: header.clone(), n_tokens: self.n_tokens, logit_queries: self.logit_queries };
         let json = serde_json::to_string(&header).expect("strings and integers are always valid JSON");
         let metadata = HashMap::from([(METADATA_KEY.to_owned(), json)]);
         safetensors::serialize(self.stored_tensors(), Some(metadata)).expect("the header is of moderate size")
@@ -95,7 +114,7 @@ impl LayerStatistics {
     /// [`Error`] if the bytes are not such a file of this version, lack a tensor or hold an unknown one, if shapes do
     /// not fit each other, or if [`LayerStatistics::check`] refuses the numbers. Memory use is bounded by `bytes`.
     pub fn from_bytes(bytes: &[u8]) -> Result<(Self, StatisticsHeader), Error> {
-        let FileHeader { header, n_tokens } = read_header(bytes)?;
+        let FileHeader { header, n_tokens, logit_queries } = read_header(bytes)?;
         let tensors = SafeTensors::deserialize(bytes)?;
         if let Some(name) = tensors.names().into_iter().find(|name| !TENSORS.contains(name)) {
             return Err(Error::UnknownTensor { name: name.to_owned() });
@@ -110,9 +129,18 @@ impl LayerStatistics {
             key: stored("key")?.grams()?,
             key_sum: stored("key_sum")?.rows()?,
             value: stored("value")?.grams()?,
-            attention_output: match stored("attention_output") {
-                Err(Error::MissingTensor { .. }) => Vec::new(),
-                stored => stored?.grams()?,
+            attention_output: optional(stored("attention_output"))?.map_or(Ok(Vec::new()), Stored::grams)?,
+            residual_sum: stored("residual_sum")?.scalar()?,
+            inverse_residual_sum: stored("inverse_residual_sum")?.scalar()?,
+            logit: optional(stored("logit"))?.map_or(Ok(Vec::new()), Stored::grams)?,
+            logit_queries,
+            inputs: match optional(stored("attention_input"))? {
+                None => None,
+                Some(attention) => Some(InputGrams {
+                    attention: attention.gram()?,
+                    output: stored("output_input")?.gram()?,
+                    mlp: stored("mlp_input")?.gram()?,
+                }),
             },
         };
         statistics.check()?;
@@ -120,20 +148,32 @@ impl LayerStatistics {
     }
 
     fn stored_tensors(&self) -> Vec<(&'static str, Rows<'_>)> {
-        let scalar = std::slice::from_ref(&self.influence_sum);
+        let scalar = |value| Rows::vector(std::slice::from_ref(value));
         let mut tensors = vec![
-            ("influence_sum", Rows::vector(scalar)),
+            ("influence_sum", scalar(&self.influence_sum)),
+            ("residual_sum", scalar(&self.residual_sum)),
+            ("inverse_residual_sum", scalar(&self.inverse_residual_sum)),
             ("mlp_sum", Rows::vector(&self.mlp_sum)),
             ("key_sum", Rows::matrix(self.key_sum.iter().map(Vec::as_slice).collect())),
         ];
         for (name, grams) in self.grams() {
             match (name, grams) {
                 (_, []) => {}
-                ("mlp", [gram]) => tensors.push((name, Rows::vector(gram.packed_lower()))),
+                ("mlp" | "attention_input" | "output_input" | "mlp_input", [gram]) => {
+                    tensors.push((name, Rows::vector(gram.packed_lower())))
+                }
                 (_, grams) => tensors.push((name, Rows::matrix(grams.iter().map(Gram::packed_lower).collect()))),
             }
         }
         tensors
+    }
+}
+
+/// `None` for a tensor that is not there.
+fn optional(stored: Result<Stored<'_>, Error>) -> Result<Option<Stored<'_>>, Error> {
+    match stored {
+        Err(Error::MissingTensor { .. }) => Ok(None),
+        stored => stored.map(Some),
     }
 }
 

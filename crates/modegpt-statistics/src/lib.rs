@@ -26,6 +26,11 @@
 //!     key_sum: vec![vec![0.0; 2]],
 //!     value: vec![identity(2)?],
 //!     attention_output: Vec::new(),
+//!     residual_sum: 8.0,
+//!     inverse_residual_sum: 2.0,
+//!     logit: Vec::new(),
+//!     logit_queries: 0,
+//!     inputs: None,
 //! };
 //! let header = StatisticsHeader::new(0, "model", "tokens", 2, 2);
 //! let (read, _) = LayerStatistics::from_bytes(&statistics.to_bytes(&header))?;
@@ -35,8 +40,10 @@
 
 mod error;
 mod file;
+mod gradients;
 mod statistics;
 
 pub use error::Error;
 pub use file::StatisticsHeader;
-pub use statistics::LayerStatistics;
+pub use gradients::{LINEARS, Labels, LayerGradients, RowFisher};
+pub use statistics::{InputGrams, LayerStatistics};

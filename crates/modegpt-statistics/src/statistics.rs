@@ -28,6 +28,32 @@ pub struct LayerStatistics {
     pub value: Vec<Gram>,
     /// `n_heads` of `[d_v, d_v]`: the input of the output map without the value bias. Empty if not collected.
     pub attention_output: Vec<Gram>,
+    /// `Σ ‖x_out‖²` over the residual stream after the block.
+    pub residual_sum: f64,
+    /// `Σ 1 / ‖x_out‖²`, rows of zeros left out: `n_tokens / inverse_residual_sum` is a mean energy that a few tokens
+    /// of enormous activation do not lift.
+    pub inverse_residual_sum: f64,
+    /// `n_heads` of `[d_qk, d_qk]`: what errors of the logits do to the output of attention, to first order and summed
+    /// over [`logit_queries`](Self::logit_queries) tokens. Empty if not collected.
+    ///
+    /// With rotary positions its coordinates are the features of a head's pairs, `Re z_p` for all pairs `p` and then
+    /// `-Im z_p`, of which a logit is the sum `Σ_p Re z_p`. Without rotation they are those of the keys.
+    pub logit: Vec<Gram>,
+    /// Query tokens that [`logit`](Self::logit) sums over.
+    pub logit_queries: u64,
+    /// The inputs of whole maps, which methods that factorise each matrix by itself need. `None` if not collected.
+    pub inputs: Option<InputGrams>,
+}
+
+/// Gram matrices of what enters the linear maps of a block; that of the down map is [`LayerStatistics::mlp`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputGrams {
+    /// `[d_model, d_model]`: the input of the query, key and value maps.
+    pub attention: Gram,
+    /// `[n_heads * d_v, n_heads * d_v]`: the input of the output map, all heads together, without the value bias.
+    pub output: Gram,
+    /// `[d_model, d_model]`: the input of the up and gate maps.
+    pub mlp: Gram,
 }
 
 impl LayerStatistics {
@@ -37,6 +63,14 @@ impl LayerStatistics {
     /// NaN where no token was observed.
     pub fn block_influence(&self) -> f64 {
         self.influence_sum / self.n_tokens as f64
+    }
+
+    /// The mean energy of a token in the residual stream after the block, in which tokens of enormous activation weigh
+    /// little: the harmonic mean of `‖x_out‖²`.
+    ///
+    /// Infinite where no token was observed, or every one was zero.
+    pub fn residual_energy(&self) -> f64 {
+        self.n_tokens as f64 / self.inverse_residual_sum
     }
 
     /// Adds `other` to these sums: element by element, `self + other`.
@@ -51,7 +85,13 @@ impl LayerStatistics {
             .n_tokens
             .checked_add(other.n_tokens)
             .ok_or(Error::TooManyTokens { left: self.n_tokens, right: other.n_tokens })?;
+        self.logit_queries = self
+            .logit_queries
+            .checked_add(other.logit_queries)
+            .ok_or(Error::TooManyTokens { left: self.logit_queries, right: other.logit_queries })?;
         self.influence_sum += other.influence_sum;
+        self.residual_sum += other.residual_sum;
+        self.inverse_residual_sum += other.inverse_residual_sum;
         add_values(&mut self.mlp_sum, &other.mlp_sum);
         for (sum, more) in self.key_sum.iter_mut().zip(&other.key_sum) {
             add_values(sum, more);
@@ -91,23 +131,41 @@ impl LayerStatistics {
     }
 
     /// Every Gram matrix under the name of its field.
-    pub(crate) fn grams(&self) -> [(&'static str, &[Gram]); 5] {
+    pub(crate) fn grams(&self) -> [(&'static str, &[Gram]); 9] {
+        let one = std::slice::from_ref;
+        let [attention, output, mlp]: [&[Gram]; 3] = match &self.inputs {
+            Some(inputs) => [one(&inputs.attention), one(&inputs.output), one(&inputs.mlp)],
+            None => [&[], &[], &[]],
+        };
         [
-            ("mlp", std::slice::from_ref(&self.mlp)),
+            ("mlp", one(&self.mlp)),
             ("query", &self.query),
             ("key", &self.key),
             ("value", &self.value),
             ("attention_output", &self.attention_output),
+            ("logit", &self.logit),
+            ("attention_input", attention),
+            ("output_input", output),
+            ("mlp_input", mlp),
         ]
     }
 
-    fn grams_mut(&mut self) -> [(&'static str, &mut [Gram]); 5] {
+    fn grams_mut(&mut self) -> [(&'static str, &mut [Gram]); 9] {
+        let one = std::slice::from_mut;
+        let [attention, output, mlp]: [&mut [Gram]; 3] = match &mut self.inputs {
+            Some(inputs) => [one(&mut inputs.attention), one(&mut inputs.output), one(&mut inputs.mlp)],
+            None => [&mut [], &mut [], &mut []],
+        };
         [
-            ("mlp", std::slice::from_mut(&mut self.mlp)),
+            ("mlp", one(&mut self.mlp)),
             ("query", &mut self.query),
             ("key", &mut self.key),
             ("value", &mut self.value),
             ("attention_output", &mut self.attention_output),
+            ("logit", &mut self.logit),
+            ("attention_input", attention),
+            ("output_input", output),
+            ("mlp_input", mlp),
         ]
     }
 
@@ -135,11 +193,23 @@ impl LayerStatistics {
         if !self.attention_output.is_empty() {
             expect_same("attention_output", &vec![d_v; n_heads], &dims(&self.attention_output))?;
         }
+        if !self.logit.is_empty() {
+            expect_same("logit", &vec![d_qk; n_heads], &dims(&self.logit))?;
+        }
+        if let Some(inputs) = &self.inputs {
+            expect_same("output_input", &(n_heads * d_v), &inputs.output.dim())?;
+            expect_same("mlp_input", &inputs.attention.dim(), &inputs.mlp.dim())?;
+        }
         Ok(())
     }
 
     fn first_not_finite(&self) -> Option<&'static str> {
-        let vectors = [("influence_sum", std::slice::from_ref(&self.influence_sum)), ("mlp_sum", &self.mlp_sum)];
+        let vectors = [
+            ("influence_sum", std::slice::from_ref(&self.influence_sum)),
+            ("residual_sum", std::slice::from_ref(&self.residual_sum)),
+            ("inverse_residual_sum", std::slice::from_ref(&self.inverse_residual_sum)),
+            ("mlp_sum", &self.mlp_sum),
+        ];
         let key_sums = self.key_sum.iter().map(|sum| ("key_sum", sum.as_slice()));
         let mut vectors = vectors.into_iter().chain(key_sums);
         let bad_vector = vectors.find(|(_, values)| !values.iter().all(|value| value.is_finite()));
@@ -148,17 +218,21 @@ impl LayerStatistics {
     }
 }
 
-fn add_values(sum: &mut [f64], more: &[f64]) {
+pub(crate) fn add_values(sum: &mut [f64], more: &[f64]) {
     for (sum, more) in sum.iter_mut().zip(more) {
         *sum += more;
     }
 }
 
-fn dims(grams: &[Gram]) -> Vec<usize> {
+pub(crate) fn dims(grams: &[Gram]) -> Vec<usize> {
     grams.iter().map(Gram::dim).collect()
 }
 
-fn expect_same<T: PartialEq + std::fmt::Debug>(field: &'static str, expected: &T, found: &T) -> Result<(), Error> {
+pub(crate) fn expect_same<T: PartialEq + std::fmt::Debug>(
+    field: &'static str,
+    expected: &T,
+    found: &T,
+) -> Result<(), Error> {
     if expected == found {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 //! Laws of statistics: they merge in order, bit for bit, and come back from bytes unchanged or not at all.
 
 use modegpt_linalg::Gram;
-use modegpt_statistics::{Error, LayerStatistics, StatisticsHeader};
+use modegpt_statistics::{Error, InputGrams, LayerStatistics, StatisticsHeader};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 const HEADS: (usize, usize) = (4, 2);
@@ -41,6 +41,11 @@ impl Random {
             key_sum: vec![self.vector(d_qk), self.vector(d_qk)],
             value: self.grams(HEADS.1, d_v),
             attention_output: self.grams(HEADS.0, d_v),
+            residual_sum: self.uniform(),
+            inverse_residual_sum: self.uniform(),
+            logit: self.grams(HEADS.0, d_qk),
+            logit_queries: (self.uniform() * 1e6) as u64,
+            inputs: Some(InputGrams { attention: self.gram(7), output: self.gram(HEADS.0 * d_v), mlp: self.gram(7) }),
         }
     }
 }
@@ -51,9 +56,12 @@ fn header() -> StatisticsHeader {
 
 /// Every number of the statistics, in a fixed order, as bits.
 fn bits(statistics: &LayerStatistics) -> Vec<u64> {
-    let grams = [&statistics.query, &statistics.key, &statistics.value, &statistics.attention_output];
-    let grams = std::iter::once(&statistics.mlp).chain(grams.into_iter().flatten());
-    let mut bits: Vec<u64> = vec![statistics.n_tokens, statistics.influence_sum.to_bits()];
+    let grams =
+        [&statistics.query, &statistics.key, &statistics.value, &statistics.attention_output, &statistics.logit];
+    let inputs = statistics.inputs.iter().flat_map(|inputs| [&inputs.attention, &inputs.output, &inputs.mlp]);
+    let grams = std::iter::once(&statistics.mlp).chain(grams.into_iter().flatten()).chain(inputs);
+    let mut bits: Vec<u64> = vec![statistics.n_tokens, statistics.logit_queries];
+    bits.extend([statistics.influence_sum, statistics.residual_sum, statistics.inverse_residual_sum].map(f64::to_bits));
     bits.extend(grams.flat_map(Gram::packed_lower).map(|value| value.to_bits()));
     bits.extend(statistics.mlp_sum.iter().chain(statistics.key_sum.iter().flatten()).map(|value| value.to_bits()));
     bits
@@ -68,11 +76,12 @@ fn merging_adds_each_number_in_order() {
         merged.merge(part).expect("equal shapes");
     }
     let part_bits: Vec<Vec<u64>> = parts.iter().map(bits).collect();
-    for (place, found) in bits(&merged).into_iter().enumerate().skip(1) {
+    for (place, found) in bits(&merged).into_iter().enumerate().skip(2) {
         let sum = part_bits.iter().map(|bits| f64::from_bits(bits[place])).reduce(|sum, more| sum + more);
         assert_eq!(found, sum.expect("five parts").to_bits());
     }
     assert_eq!(merged.n_tokens, parts.iter().map(|part| part.n_tokens).sum::<u64>());
+    assert_eq!(merged.logit_queries, parts.iter().map(|part| part.logit_queries).sum::<u64>());
     let mean = merged.influence_sum / merged.n_tokens as f64;
     assert_eq!(mean.to_bits(), merged.block_influence().to_bits());
 }
@@ -91,6 +100,8 @@ fn other_shapes_do_not_merge_and_change_nothing() {
     check(random.statistics(5, 6, 2), "query");
     check(random.statistics(5, 4, 3), "value");
     check(LayerStatistics { attention_output: Vec::new(), ..original.clone() }, "attention_output");
+    check(LayerStatistics { logit: Vec::new(), ..original.clone() }, "logit");
+    check(LayerStatistics { inputs: None, ..original.clone() }, "attention_input");
     check(LayerStatistics { mlp_sum: vec![0.0; 4], ..original.clone() }, "mlp_sum");
     check(LayerStatistics { key_sum: vec![vec![0.0; 4]], ..original.clone() }, "key_sum");
 
@@ -107,6 +118,8 @@ fn bytes_give_every_bit_back_and_are_the_same_each_time() {
         for with_attention_output in [true, false] {
             if !with_attention_output {
                 statistics.attention_output.clear();
+                statistics.logit.clear();
+                statistics.inputs = None;
             }
             let bytes = statistics.to_bytes(&header());
             assert_eq!(statistics.to_bytes(&header()), bytes);
@@ -120,17 +133,18 @@ fn bytes_give_every_bit_back_and_are_the_same_each_time() {
 #[test]
 fn only_triangles_are_stored() {
     let statistics = Random(4).statistics(100, 8, 8);
-    let elements = 1 + 5050 + 100 + (HEADS.0 + HEADS.1) * 36 + HEADS.1 * 8 + (HEADS.1 + HEADS.0) * 36;
+    let heads = (HEADS.0 + HEADS.1) * 36 + HEADS.1 * 8 + (HEADS.1 + HEADS.0) * 36 + HEADS.0 * 36;
+    let elements = 3 + 5050 + 100 + heads + 2 * 28 + 32 * 33 / 2;
     let bytes = statistics.to_bytes(&header()).len();
-    assert!((elements * 8..elements * 8 + 1500).contains(&bytes), "{bytes} bytes for {elements} elements");
+    assert!((elements * 8..elements * 8 + 2000).contains(&bytes), "{bytes} bytes for {elements} elements");
 }
 
 #[test]
 fn other_versions_and_headers_are_refused() {
     let statistics = Random(5).statistics(5, 4, 2);
-    let later = StatisticsHeader { version: 2, ..header() };
+    let later = StatisticsHeader { version: 3, ..header() };
     let error = LayerStatistics::from_bytes(&statistics.to_bytes(&later)).expect_err("another version");
-    assert_eq!(error.to_string(), "statistics have format version 2, expected 1");
+    assert_eq!(error.to_string(), "statistics have format version 3, expected 2");
 
     let bytes = statistics.to_bytes(&header());
     let check = |from: &str, to: &str, expected: &str| {

@@ -116,8 +116,9 @@ pub(super) fn observed(work: &Workload<'_>, reference: f64) -> Result<(Part, Lay
     let every = 0..work.n_samples;
     let timing = measure(|| {
         let (weights, mut stream) = (&work.model.checkpoint, work.stream());
-        let (shards, path) = (std::slice::from_ref(&every), work.found.gram_path);
-        let seen = observe_layer(weights, LAYER, &mut stream, shards, work.compute(), path, |_| ());
+        let shards = std::slice::from_ref(&every);
+        let observing = Observing { shards, path: work.found.gram_path, collect: Collect::default() };
+        let seen = observe_layer(weights, LAYER, &mut stream, observing, work.compute(), |_| ());
         statistics = Some(pollster::block_on(seen)?);
         Ok::<(), Failure>(())
     })?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use modegpt_architecture::WeightProvider;
-use modegpt_calibration::{GramPath, observe_layer, pass_layer};
+use modegpt_calibration::{Collect, GramPath, Observing, observe_layer, pass_layer};
 use modegpt_checkpoint::{Existing, Journal, OutputFolder};
 use modegpt_model::{Compute, ResidualStore, ResidualStream};
 use modegpt_statistics::StatisticsHeader;
@@ -24,6 +24,8 @@ pub struct CalibrationRun<'a> {
     pub compute: &'a Compute,
     /// Where the largest Gram matrix is summed.
     pub gram_path: GramPath,
+    /// What is collected beside the usual.
+    pub collect: Collect,
     /// Tokens computed at once.
     pub batch_tokens: usize,
     /// Sums are formed over so many consecutive parts of the samples, then added in order.
@@ -81,6 +83,7 @@ impl CalibrationRun<'_> {
             ("samples", format!("{} of {} tokens", windows.n, windows.seq_len)),
             ("batch", self.workload().batch.to_string()),
             ("shards", self.n_shards.to_string()),
+            ("statistics", format!("{:?}", self.collect)),
             ("device", if self.compute.is_host { "cpu".to_owned() } else { format!("card, {gram_path}") }),
         ]
         .into_iter()
@@ -182,11 +185,12 @@ impl CalibrationRun<'_> {
         let n_samples = self.workload().n_samples;
         let progress = |done: usize| self.reporter.advance((layer * n_samples + done) as u64);
         let weights: &dyn WeightProvider = &self.model.checkpoint;
-        let (shards, path) = (self.shards(), self.gram_path);
+        let shards = self.shards();
+        let observing = Observing { shards: &shards, path: self.gram_path, collect: self.collect };
         let statistics = match place {
             Place::Memory(values) => {
                 let mut stream = self.stream(Box::new(&mut *values));
-                let seen = observe_layer(weights, layer, &mut stream, &shards, self.compute, path, progress).await?;
+                let seen = observe_layer(weights, layer, &mut stream, observing, self.compute, progress).await?;
                 drop(stream);
                 kept.save(layer + 1, values)?;
                 seen
@@ -195,7 +199,7 @@ impl CalibrationRun<'_> {
                 let output = kept.path(layer + 1).with_extension("tmp");
                 let store = FileStore::new(Some(&kept.path(layer)), &output)?;
                 let mut stream = self.stream(Box::new(store));
-                let seen = observe_layer(weights, layer, &mut stream, &shards, self.compute, path, progress).await?;
+                let seen = observe_layer(weights, layer, &mut stream, observing, self.compute, progress).await?;
                 drop(stream);
                 kept.seal(layer + 1, &output)?;
                 seen
