@@ -1,11 +1,9 @@
 //! A plan made true, one layer at a time.
 
-use modegpt_architecture::{LayerShape, LayerWeights, ModelConfig};
-use modegpt_statistics::LayerStatistics;
+use modegpt_architecture::{LayerShape, LayerWeights};
 
 use crate::{
-    Error, LayerPlan, LayerReport, ModelSummary, Module, Ridges, Widths, check,
-    matrices::Place,
+    Error, Layer, LayerPlan, LayerReport, Methods, ModelSummary, Orders, Ridges, Widths, check,
     method::{mlp, query_key, value_output},
 };
 
@@ -25,30 +23,28 @@ pub struct CompressedLayer {
 /// The three modules are independent of each other; one whose width does not change is returned bit for bit. The softmax
 /// scale stays that of the original head width, and normalisations are not touched. Equal arguments give equal results.
 ///
-/// - `before`: the present widths, with the rotary pairs if the layer was compressed before; pairs compose, so that the
-///   result again counts the pairs of the original head
-/// - `statistics`: of this layer with these weights
+/// `orders`, from a [`survey`](crate::survey_layer) with the same methods and ridges, spare finding them again.
 ///
 /// # Errors
 /// Every error names the layer, and the module where there is one: [`Error::PlanField`] for a width out of range,
-/// [`Error::Mismatch`] if weights or statistics do not have the shapes that `config` and `before` ask for,
+/// [`Error::Mismatch`] if weights or statistics do not have the shapes that the configuration and the present widths ask
+/// for, or a statistic that the methods need was not collected,
 /// [`Error::NotFinite`], [`Error::Statistics`] or [`Error::NoTokens`] for numbers that cannot be used,
 /// [`Error::Numerics`] if a matrix cannot be factorised, [`Error::NoOutputBias`] if a value bias has nowhere to go.
 pub fn compress_layer(
-    config: &ModelConfig,
-    layer_idx: usize,
-    weights: &LayerWeights,
-    before: &LayerShape,
-    statistics: &LayerStatistics,
+    layer: &Layer<'_>,
     plan: &LayerPlan,
+    methods: Methods,
     ridges: Ridges,
+    orders: &Orders,
 ) -> Result<CompressedLayer, Error> {
-    check::layer(config, layer_idx, weights, before, statistics, plan)?;
-    let place = |module| Place { layer: layer_idx, module };
-    let mlp = mlp::compress(place(Module::Mlp), weights, &statistics.mlp, plan.d_ff, ridges)?;
-    let query_key = query_key::compress(place(Module::QueryKey), config, weights, before, statistics, plan.d_qk)?;
-    let value_output =
-        value_output::compress(place(Module::ValueOutput), config, weights, &statistics.value, plan.d_v)?;
+    check::layer(layer)?;
+    check::plan(layer, plan)?;
+    check::orders(layer, plan, orders)?;
+    let &Layer { config, index: layer_idx, weights, shape: before, .. } = layer;
+    let mlp = mlp::compress(layer, plan.d_ff, methods, ridges, orders.units.as_deref())?;
+    let query_key = query_key::compress(layer, plan.d_qk, methods, ridges, orders.pairs.as_deref())?;
+    let value_output = value_output::compress(layer, plan.d_v, methods, ridges)?;
     let report = LayerReport {
         index: layer_idx,
         sparsity: removed_share(&ModelSummary::of(config), before.into(), plan.widths()),

@@ -2,31 +2,51 @@
 
 use modegpt_architecture::{LayerShape, LayerWeights, Linear, MlpKind, ModelConfig};
 use modegpt_linalg::Gram;
-use modegpt_statistics::LayerStatistics;
+use modegpt_statistics::{LayerGradients, LayerStatistics};
 
-use crate::{Error, LayerPlan, ModelSummary, Module, Widths, matrices::Place, model_summary::field_error};
+use crate::{
+    Error, Layer, LayerPlan, ModelSummary, Module, Orders, Widths, matrices::Place, model_summary::field_error,
+};
 
-/// Checks weights, shape, statistics and plan of layer `layer` against the configuration and each other.
-pub(crate) fn layer(
-    config: &ModelConfig,
-    layer: usize,
-    weights: &LayerWeights,
-    before: &LayerShape,
-    statistics: &LayerStatistics,
-    plan: &LayerPlan,
-) -> Result<(), Error> {
-    check_plan(config, layer, before, plan)?;
-    check_pairs(Place { layer, module: Module::QueryKey }, config, before)?;
-    check_weights(layer, config, weights, before)?;
-    check_statistics(layer, config, before, statistics)
+/// Checks weights, shape, statistics and gradients of a layer against the configuration and each other.
+pub(crate) fn layer(layer: &Layer<'_>) -> Result<(), Error> {
+    let &Layer { config, index, weights, shape, statistics, gradients } = layer;
+    check_pairs(Module::QueryKey.of(layer), config, shape)?;
+    check_weights(index, config, weights, shape)?;
+    check_statistics(index, config, shape, statistics)?;
+    gradients.map_or(Ok(()), |gradients| check_gradients(index, config, shape, gradients))
 }
 
-fn check_plan(config: &ModelConfig, layer: usize, before: &LayerShape, plan: &LayerPlan) -> Result<(), Error> {
-    let place = format!("layers[{layer}]");
-    if plan.index != layer {
-        return Err(field_error(format!("{place}.index"), layer, plan.index));
+/// Checks the widths that a plan gives a layer.
+pub(crate) fn plan(layer: &Layer<'_>, plan: &LayerPlan) -> Result<(), Error> {
+    let place = format!("layers[{}]", layer.index);
+    if plan.index != layer.index {
+        return Err(field_error(format!("{place}.index"), layer.index, plan.index));
     }
-    ModelSummary::of(config).check_widths(&place, plan.widths(), Widths::from(before))
+    ModelSummary::of(layer.config).check_widths(&place, plan.widths(), Widths::from(layer.shape))
+}
+
+/// Checks that orders are those of this layer and reach as far as the plan goes.
+pub(crate) fn orders(layer: &Layer<'_>, plan: &LayerPlan, orders: &Orders) -> Result<(), Error> {
+    if let Some(units) = &orders.units {
+        let place = Module::Mlp.of(layer);
+        place.expect("an order of distinct hidden units", &true, &are_distinct(units, layer.shape.d_ff))?;
+        let reaches = units.len() + plan.d_ff >= layer.shape.d_ff;
+        place.expect("an order that reaches the width of the plan", &true, &reaches)?;
+    }
+    if let Some(pairs) = &orders.pairs {
+        let place = Module::QueryKey.of(layer);
+        let n_pairs = layer.shape.d_qk / 2;
+        place.expect("lengths of the orders of pairs", &vec![n_pairs; layer.config.n_kv_heads], &lengths(pairs))?;
+        let distinct = pairs.iter().all(|order| are_distinct(order, n_pairs));
+        place.expect("orders of distinct pairs", &true, &distinct)?;
+    }
+    Ok(())
+}
+
+fn are_distinct(indices: &[usize], bound: usize) -> bool {
+    let mut seen = vec![false; bound];
+    indices.iter().all(|&index| index < bound && !std::mem::replace(&mut seen[index], true))
 }
 
 fn check_pairs(place: Place, config: &ModelConfig, before: &LayerShape) -> Result<(), Error> {
@@ -96,6 +116,29 @@ fn check_statistics(
     check(Module::QueryKey, "statistic `query`", vec![shape.d_qk; config.n_heads], &statistics.query)?;
     check(Module::QueryKey, "statistic `key`", vec![shape.d_qk; config.n_kv_heads], &statistics.key)?;
     check(Module::ValueOutput, "statistic `value`", vec![shape.d_v; config.n_kv_heads], &statistics.value)
+}
+
+fn check_gradients(
+    layer: usize,
+    config: &ModelConfig,
+    shape: &LayerShape,
+    gradients: &LayerGradients,
+) -> Result<(), Error> {
+    gradients.check().map_err(|source| Error::Statistics { layer, source })?;
+    if gradients.n_tokens == 0 {
+        return Err(Error::NoTokens { layer });
+    }
+    let check = |module, name, expected: Vec<usize>, grams: &[Gram]| {
+        let found: Vec<usize> = grams.iter().map(Gram::dim).collect();
+        Place { layer, module }.expect(name, &expected, &found)
+    };
+    let n_gains = if config.is_rotary() { config.n_heads } else { 0 };
+    let one = std::slice::from_ref;
+    check(Module::Mlp, "gradient `residual`", vec![config.d_model], one(&gradients.residual))?;
+    let attention = one(&gradients.attention_residual);
+    check(Module::ValueOutput, "gradient `attention_residual`", vec![config.d_model], attention)?;
+    check(Module::QueryKey, "gradient `query_gain`", vec![shape.d_qk; n_gains], &gradients.query_gain)?;
+    check(Module::QueryKey, "gradient `query`", vec![shape.d_qk; config.n_heads], &gradients.query)
 }
 
 fn lengths(lists: &[Vec<usize>]) -> Vec<usize> {

@@ -16,7 +16,7 @@
 //!
 //! ```
 //! use modegpt_architecture::ModelConfig;
-//! use modegpt_compress::{Allocation, Plan, PlanOptions, Ridges, Rounding};
+//! use modegpt_compress::{Allocation, Mode, Plan, PlanOptions, Ridges, Rounding};
 //!
 //! let config = ModelConfig::from_json(&serde_json::json!({
 //!     "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172,
@@ -26,11 +26,13 @@
 //! let influences = [0.9, 0.1, 0.2, 0.2, 0.4];
 //! let options = PlanOptions {
 //!     sparsity: 0.3,
+//!     mode: Mode::Paper,
+//!     methods: Mode::Paper.methods(),
 //!     allocation: Allocation::by_block_influence(&config, &influences)?,
 //!     rounding: Rounding::default_for(&config),
 //!     ridges: Ridges::default(),
 //! };
-//! let plan = Plan::new(&config, "fingerprint of the weights", &influences, &options)?;
+//! let plan = Plan::new(&config, "fingerprint of the weights", &influences, None, &options)?;
 //! assert!((plan.totals.sparsity - 0.3).abs() < 0.005);
 //! assert!(plan.layers[1].d_ff < plan.layers[0].d_ff);
 //! assert_eq!(Plan::from_json(&plan.to_json())?, plan);
@@ -40,22 +42,30 @@
 mod allocation;
 mod apply;
 mod check;
+mod curves;
 mod error;
+mod layer;
 mod matrices;
 mod method;
+mod methods;
 mod model_summary;
 mod plan;
 mod report;
 mod rounding;
+mod survey;
 mod target;
 #[cfg(test)]
 mod testing;
 
 pub use allocation::{capped_softmax, epsilon_for_largest, uniform};
 pub use apply::{CompressedLayer, compress_layer};
+pub use curves::{ErrorCurve, ErrorUnit, LayerCurves, WidthGrid};
 pub use error::{Error, Module};
+pub use layer::Layer;
+pub use methods::{Methods, MlpMethod, QueryKeyMethod, ValueOutputMethod};
 pub use model_summary::{ModelSummary, Widths};
 pub use plan::{Allocation, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals};
 pub use report::{LayerReport, ModuleReport, Report};
 pub use rounding::{Rounding, round_widths};
+pub use survey::{LayerSurvey, Orders, survey_layer};
 pub use target::{ModelSize, Target};

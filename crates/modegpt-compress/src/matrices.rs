@@ -3,13 +3,20 @@
 use faer::{Mat, MatRef};
 use modegpt_architecture::{Linear, Matrix};
 
-use crate::{Error, Module};
+use crate::{Error, Layer, Module};
 
 /// Where in a model an error happens.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) layer: usize,
     pub(crate) module: Module,
+}
+
+impl Module {
+    /// This module of `layer`.
+    pub(crate) fn of(self, layer: &Layer<'_>) -> Place {
+        Place { layer: layer.index, module: self }
+    }
 }
 
 impl Place {

@@ -7,8 +7,9 @@ use modegpt_architecture::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, ModelSummary, Rounding, Widths,
+    Error, ErrorUnit, LayerCurves, Methods, ModelSummary, Rounding, Widths,
     allocation::{capped_softmax, check_sparsity, epsilon_for_largest, uniform},
+    curves::{allocate, predicted},
     model_summary::field_error,
     rounding::round_widths,
 };
@@ -19,6 +20,18 @@ use crate::{
 pub enum Mode {
     /// The three methods of the paper: Nyström with ridge leverage scores, CR, whitened SVD.
     Paper,
+    /// Same statistics, better decisions.
+    Best,
+}
+
+impl Mode {
+    /// The methods of this mode.
+    pub fn methods(self) -> Methods {
+        match self {
+            Self::Paper => Methods::PAPER,
+            Self::Best => Methods::BEST,
+        }
+    }
 }
 
 /// How sparsity is spread over the layers.
@@ -34,6 +47,13 @@ pub enum Allocation {
     },
     /// Every layer gives the same share.
     Uniform {},
+    /// Every layer and module gives where it costs least, by the error curves that they offer.
+    ErrorCurves {
+        /// What errors are measured in.
+        unit: ErrorUnit,
+        /// Largest share of a width that may go.
+        cap: f64,
+    },
 }
 
 impl Allocation {
@@ -51,18 +71,17 @@ impl Allocation {
         Ok(Self::BlockInfluence { epsilon, cap: Self::DEFAULT_CAP })
     }
 
-    fn sparsities(self, influences: &[f64], params: &[u64], mean: f64) -> Result<Vec<f64>, Error> {
-        match self {
-            Self::BlockInfluence { epsilon, cap } => capped_softmax(influences, params, mean, epsilon, cap),
-            Self::Uniform {} => uniform(params.len(), mean),
-        }
-    }
-
     fn check(self) -> Result<(), Error> {
-        let Self::BlockInfluence { epsilon, cap } = self else { return Ok(()) };
-        if !(epsilon.is_finite() && epsilon > 0.0) {
-            return Err(field_error("allocation.epsilon", "a positive number", epsilon));
-        }
+        let cap = match self {
+            Self::Uniform {} => return Ok(()),
+            Self::ErrorCurves { cap, .. } => cap,
+            Self::BlockInfluence { epsilon, cap } => {
+                if !(epsilon.is_finite() && epsilon > 0.0) {
+                    return Err(field_error("allocation.epsilon", "a positive number", epsilon));
+                }
+                cap
+            }
+        };
         if !(cap > 0.0 && cap < 1.0) {
             return Err(field_error("allocation.cap", "a number in (0, 1)", cap));
         }
@@ -76,19 +95,29 @@ impl Allocation {
 pub struct Ridges {
     /// In the ridge leverage scores that select hidden units. Perplexity hardly depends on it between 1e-6 and 1e-1.
     pub leverage: f64,
-    /// In the least squares that refit the down map.
+    /// In the costs by which hidden units are eliminated: it makes large changes of the weights dear.
+    pub elimination: f64,
+    /// In the least squares that refit the down map and the output maps of heads.
     pub refit: f64,
+    /// In the least squares that refit the gains of rotary pairs.
+    pub gains: f64,
 }
 
 impl Default for Ridges {
     fn default() -> Self {
-        Self { leverage: 1e-3, refit: 1e-8 }
+        Self { leverage: 1e-3, elimination: 1e-4, refit: 1e-8, gains: 1e-6 }
     }
 }
 
 impl Ridges {
     fn check(self) -> Result<(), Error> {
-        for (field, ridge) in [("leverage", self.leverage), ("refit", self.refit)] {
+        let ridges = [
+            ("leverage", self.leverage),
+            ("elimination", self.elimination),
+            ("refit", self.refit),
+            ("gains", self.gains),
+        ];
+        for (field, ridge) in ridges {
             if !(ridge.is_finite() && ridge >= 0.0) {
                 return Err(field_error(format!("ridges.{field}"), "a finite number of at least 0", ridge));
             }
@@ -98,7 +127,7 @@ impl Ridges {
 }
 
 /// What becomes of one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerPlan {
     /// Index of the layer, from 0.
@@ -113,6 +142,9 @@ pub struct LayerPlan {
     pub d_qk: usize,
     /// Width of values that stays, per head.
     pub d_v: usize,
+    /// What the layer would lose at every width, if that was asked. For the reader: it has no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub curves: Option<LayerCurves>,
 }
 
 impl LayerPlan {
@@ -146,6 +178,10 @@ impl Totals {
 pub struct PlanOptions {
     /// Share of the linear weights of the decoder blocks to remove, in `[0, 1)`.
     pub sparsity: f64,
+    /// Which methods apply, by their common name.
+    pub mode: Mode,
+    /// Which methods apply.
+    pub methods: Methods,
     /// How it is spread over layers.
     pub allocation: Allocation,
     /// Multiples that widths are rounded to.
@@ -160,8 +196,10 @@ pub struct PlanOptions {
 pub struct Plan {
     /// Version of the format, [`Plan::VERSION`].
     pub version: u32,
-    /// Which methods apply.
+    /// The set of methods asked for.
     pub mode: Mode,
+    /// The methods that apply: those of the mode, unless one was asked for by itself.
+    pub methods: Methods,
     /// Sparsity as asked for.
     pub target: f64,
     /// How it was spread over the layers.
@@ -182,37 +220,42 @@ pub struct Plan {
 
 impl Plan {
     /// The version that this crate writes and reads.
-    pub const VERSION: u32 = 1;
+    pub const VERSION: u32 = 2;
 
     /// Plans the compression of a model: allocates sparsity and rounds widths. Equal arguments give equal plans.
     ///
     /// - `fingerprint`: of the model's weights, stored so that the plan is not applied to others
     /// - `influences`: block influence of each layer
+    /// - `curves`: what each layer offers; needed by [`Allocation::ErrorCurves`], otherwise merely kept for the reader
     ///
     /// # Errors
     /// [`Error::OutOfRange`] or [`Error::Unreachable`] if the options or influences cannot be met, as
-    /// [`capped_softmax`] and [`round_widths`] say; [`Error::PlanField`] if the model itself is out of range.
+    /// [`capped_softmax`] and [`round_widths`] say; [`Error::PlanField`] if the model itself is out of range or a curve
+    /// is not one of its layers.
     pub fn new(
         config: &ModelConfig,
         fingerprint: &str,
         influences: &[f64],
+        curves: Option<Vec<LayerCurves>>,
         options: &PlanOptions,
     ) -> Result<Self, Error> {
-        let &PlanOptions { sparsity, allocation, rounding, ridges } = options;
+        let &PlanOptions { sparsity, mode, methods, allocation, rounding, ridges } = options;
         let model = ModelSummary::of(config);
         if influences.len() != model.n_layers {
             return Err(Error::out_of_range("influences", format!("{} of them", model.n_layers), influences.len()));
         }
-        let sparsities = allocation.sparsities(influences, &layer_params(&model), sparsity)?;
-        let widths = round_widths(config, &sparsities, rounding)?;
+        let (sparsities, widths) = spread(config, &model, influences, curves.as_deref(), options)?;
+        let mut curves = curves.map(Vec::into_iter);
         let layers = widths.into_iter().zip(sparsities).zip(influences).enumerate();
         let layers = layers.map(|(index, ((widths, sparsity), &block_influence))| {
             let Widths { d_ff, d_qk, d_v } = widths;
-            LayerPlan { index, block_influence, sparsity, d_ff, d_qk, d_v }
+            let curves = curves.as_mut().and_then(Iterator::next);
+            LayerPlan { index, block_influence, sparsity, d_ff, d_qk, d_v, curves }
         });
         let mut plan = Self {
             version: Self::VERSION,
-            mode: Mode::Paper,
+            mode,
+            methods,
             target: sparsity,
             allocation,
             ridges,
@@ -225,6 +268,14 @@ impl Plan {
         plan.check()?;
         plan.totals = plan.computed_totals();
         Ok(plan)
+    }
+
+    /// The sum over layers and modules of the errors that the curves give at the planned widths; `None` without curves,
+    /// or where a width edited by hand is not on them.
+    pub fn predicted_error(&self) -> Option<f64> {
+        let curves: Vec<LayerCurves> = self.layers.iter().map(|layer| layer.curves.clone()).collect::<Option<_>>()?;
+        let widths: Vec<Widths> = self.layers.iter().map(LayerPlan::widths).collect();
+        Some(predicted(&curves, &widths)).filter(|error| error.is_finite())
     }
 
     /// Reads a plan. Totals are computed from the widths, whatever the text says.
@@ -303,9 +354,44 @@ impl Plan {
             }
             check_field(&format!("layers[{place}].sparsity"), layer.sparsity)?;
             self.model.check_widths(&format!("layers[{place}]"), layer.widths(), *dense)?;
+            if let Some(curves) = &layer.curves {
+                curves.check(&format!("layers[{place}].curves"), *dense)?;
+            }
         }
         Ok(())
     }
+}
+
+/// The share that each layer is asked for, and the widths that come of it.
+fn spread(
+    config: &ModelConfig,
+    model: &ModelSummary,
+    influences: &[f64],
+    curves: Option<&[LayerCurves]>,
+    options: &PlanOptions,
+) -> Result<(Vec<f64>, Vec<Widths>), Error> {
+    let params = layer_params(model);
+    let sparsities = match options.allocation {
+        Allocation::BlockInfluence { epsilon, cap } => {
+            capped_softmax(influences, &params, options.sparsity, epsilon, cap)?
+        }
+        Allocation::Uniform {} => uniform(params.len(), options.sparsity)?,
+        Allocation::ErrorCurves { .. } => {
+            check_sparsity("sparsity", options.sparsity)?;
+            let curves = curves.filter(|curves| curves.len() == model.n_layers);
+            let curves = curves.ok_or_else(|| {
+                Error::out_of_range("error curves", format!("those of {} layers", model.n_layers), "not all of them")
+            })?;
+            for (index, (curves, widths)) in curves.iter().zip(&model.widths).enumerate() {
+                curves.check(&format!("layers[{index}].curves"), *widths)?;
+            }
+            let widths = allocate(model, curves, options.sparsity)?;
+            let share = |(after, &before): (&Widths, &u64)| 1.0 - model.params(*after) as f64 / before as f64;
+            return Ok((widths.iter().zip(&params).map(share).collect(), widths));
+        }
+    };
+    let widths = round_widths(config, &sparsities, options.rounding)?;
+    Ok((sparsities, widths))
 }
 
 fn check_field(field: &str, sparsity: f64) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use modegpt_architecture::{
 use modegpt_linalg::Gram;
 use modegpt_statistics::LayerStatistics;
 
-use crate::{LayerPlan, matrices::widen};
+use crate::{Layer, LayerPlan, matrices::widen};
 
 /// A `SplitMix64` generator: a few lines, and the same numbers everywhere.
 pub(crate) struct Random(u64);
@@ -128,6 +128,21 @@ impl TinyModel {
     }
 }
 
+/// A layer of a tiny model, all of whose layers have the first one's widths.
+pub(crate) fn layer<'a>(
+    index: usize,
+    config: &'a ModelConfig,
+    weights: &'a LayerWeights,
+    statistics: &'a LayerStatistics,
+) -> Layer<'a> {
+    Layer { config, index, weights, shape: &config.layers[0], statistics, gradients: None }
+}
+
+/// Inputs of a layer.
+pub(crate) fn tokens_of(model: &TinyModel, n_tokens: usize) -> Mat<f64> {
+    Random::new(77).mat(n_tokens, model.d_model)
+}
+
 /// What calibration would collect if rows `x` entered both attention and MLP.
 pub(crate) fn statistics(config: &ModelConfig, weights: &LayerWeights, x: MatRef<'_, f64>) -> LayerStatistics {
     let heads = |linear: &Linear, n_heads: usize, bias: bool| -> Vec<Mat<f64>> {
@@ -148,6 +163,11 @@ pub(crate) fn statistics(config: &ModelConfig, weights: &LayerWeights, x: MatRef
         key_sum: key.iter().map(|rows| column_sums(rows.as_ref())).collect(),
         value: grams(&heads(&weights.value, config.n_kv_heads, false)),
         attention_output: Vec::new(),
+        residual_sum: x.nrows() as f64,
+        inverse_residual_sum: x.nrows() as f64,
+        logit: Vec::new(),
+        logit_queries: 0,
+        inputs: None,
     }
 }
 
@@ -202,7 +222,7 @@ pub(crate) fn gram_of(rows: MatRef<'_, f64>) -> Gram {
 }
 
 pub(crate) fn plan(d_ff: usize, d_qk: usize, d_v: usize) -> LayerPlan {
-    LayerPlan { index: 0, block_influence: 0.25, sparsity: 0.0, d_ff, d_qk, d_v }
+    LayerPlan { index: 0, block_influence: 0.25, sparsity: 0.0, d_ff, d_qk, d_v, curves: None }
 }
 
 /// Fails unless the largest difference is at most `tolerance` times the largest expected element.

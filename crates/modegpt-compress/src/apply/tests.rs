@@ -1,7 +1,9 @@
 //! Whole layers: what must not change, what must be refused, and how the parts come together.
 
 use faer::Mat;
+use modegpt_architecture::ModelConfig;
 use modegpt_linalg::Gram;
+use modegpt_statistics::LayerStatistics;
 
 use super::*;
 use crate::testing::{Random, TinyModel, assert_close, attend, forward, hidden, plan, statistics};
@@ -11,14 +13,18 @@ fn models() -> [TinyModel; 4] {
     [TinyModel::opt(), TinyModel::llama(), TinyModel::default(), shared_with_bias]
 }
 
-struct Layer {
+fn by_paper(layer: &Layer<'_>, plan: &LayerPlan) -> Result<CompressedLayer, Error> {
+    compress_layer(layer, plan, Methods::PAPER, Ridges::default(), &Orders::default())
+}
+
+struct Sample {
     config: ModelConfig,
     weights: LayerWeights,
     statistics: LayerStatistics,
     x: Mat<f64>,
 }
 
-impl Layer {
+impl Sample {
     fn new(model: &TinyModel) -> Self {
         let (config, weights, x) = (model.config(), model.weights(1), Random::new(2).mat(300, model.d_model));
         let statistics = statistics(&config, &weights, x.as_ref());
@@ -27,7 +33,7 @@ impl Layer {
 
     fn compress(&self, plan: &LayerPlan) -> Result<CompressedLayer, Error> {
         let Self { config, weights, statistics, .. } = self;
-        compress_layer(config, 0, weights, &config.layers[0], statistics, plan, Ridges::default())
+        by_paper(&crate::testing::layer(0, config, weights, statistics), plan)
     }
 
     fn compressed(&self, plan: &LayerPlan) -> CompressedLayer {
@@ -42,7 +48,7 @@ impl Layer {
 #[test]
 fn dense_widths_return_the_very_same_layer() {
     for model in models() {
-        let layer = Layer::new(&model);
+        let layer = Sample::new(&model);
         let same = layer.compressed(&plan(48, 8, 8));
         assert_eq!(same.weights, layer.weights);
         assert_eq!(same.shape, layer.config.layers[0]);
@@ -53,7 +59,7 @@ fn dense_widths_return_the_very_same_layer() {
 #[test]
 fn modules_do_not_touch_each_other() {
     for model in models() {
-        let layer = Layer::new(&model);
+        let layer = Sample::new(&model);
         let original = &layer.weights;
         let all = layer.compressed(&plan(24, 4, 4)).weights;
         let mlp = layer.compressed(&plan(24, 8, 8)).weights;
@@ -71,7 +77,7 @@ fn modules_do_not_touch_each_other() {
 #[test]
 fn widths_and_report_are_those_of_the_plan() {
     for model in models() {
-        let layer = Layer::new(&model);
+        let layer = Sample::new(&model);
         let CompressedLayer { weights, shape, report } = layer.compressed(&plan(20, 6, 3));
         assert_eq!(Widths::from(&shape), Widths { d_ff: 20, d_qk: 6, d_v: 3 });
         assert_eq!(Widths::from(&weights.widths(&layer.config)), Widths::from(&shape));
@@ -92,7 +98,7 @@ fn widths_and_report_are_those_of_the_plan() {
 #[test]
 fn the_same_plan_gives_the_same_bits() {
     for model in models() {
-        let (one, two) = (Layer::new(&model), Layer::new(&model));
+        let (one, two) = (Sample::new(&model), Sample::new(&model));
         let plan = plan(17, 4, 5);
         assert_eq!(one.compressed(&plan), two.compressed(&plan));
     }
@@ -102,7 +108,7 @@ fn the_same_plan_gives_the_same_bits() {
 #[test]
 fn the_mlp_of_the_layer_makes_the_reported_error() {
     for model in models() {
-        let layer = Layer::new(&model);
+        let layer = Sample::new(&model);
         let CompressedLayer { weights, report, .. } = layer.compressed(&plan(30, 8, 8));
         let output = |weights: &LayerWeights| forward(&weights.down, hidden(weights, layer.x.as_ref()).as_ref(), false);
         let exact = output(&layer.weights);
@@ -113,25 +119,25 @@ fn the_mlp_of_the_layer_makes_the_reported_error() {
 
 #[test]
 fn compressing_twice_is_possible_and_keeps_counting_original_pairs() {
-    let layer = Layer::new(&TinyModel::llama());
+    let layer = Sample::new(&TinyModel::llama());
     let first = layer.compressed(&plan(40, 6, 6));
     let config = ModelConfig { layers: vec![first.shape.clone()], ..layer.config.clone() };
     let statistics = statistics(&config, &first.weights, layer.x.as_ref());
-    let (shape, ridges) = (&first.shape, Ridges::default());
-    let second = compress_layer(&config, 0, &first.weights, shape, &statistics, &plan(24, 2, 4), ridges).expect("fine");
+    let again = |plan: &LayerPlan| by_paper(&crate::testing::layer(0, &config, &first.weights, &statistics), plan);
+    let second = again(&plan(24, 2, 4)).expect("fine");
     let pairs = |shape: &LayerShape| shape.rotary_pairs.clone().expect("rotary");
     for (before, after) in pairs(&first.shape).iter().zip(pairs(&second.shape)) {
         assert!(after.len() == 1 && before.contains(&after[0]), "{before:?} {after:?}");
     }
     assert_eq!(pairs(&second.shape), pairs(&layer.compressed(&plan(48, 2, 8)).shape));
     // A second time at the same width is no change, and the pairs stay known.
-    let same = compress_layer(&config, 0, &first.weights, shape, &statistics, &plan(40, 6, 6), ridges).expect("fine");
+    let same = again(&plan(40, 6, 6)).expect("fine");
     assert_eq!((same.weights, same.shape), (first.weights.clone(), first.shape.clone()));
 }
 
 #[test]
 fn compressing_values_again_loses_nothing_of_what_was_kept() {
-    let layer = Layer::new(&TinyModel::opt());
+    let layer = Sample::new(&TinyModel::opt());
     let first = layer.compressed(&plan(48, 8, 4));
     let attention: Vec<Mat<f64>> = (0..4).map(|_| Mat::identity(300, 300)).collect();
     let output =
@@ -139,16 +145,15 @@ fn compressing_values_again_loses_nothing_of_what_was_kept() {
     // Truncation to 2 directly or by way of 4 keeps the same subspace.
     let config = ModelConfig { layers: vec![first.shape.clone()], ..layer.config.clone() };
     let statistics = statistics(&config, &first.weights, layer.x.as_ref());
-    let second =
-        compress_layer(&config, 0, &first.weights, &first.shape, &statistics, &plan(48, 8, 2), Ridges::default())
-            .expect("fine");
+    let again = crate::testing::layer(0, &config, &first.weights, &statistics);
+    let second = by_paper(&again, &plan(48, 8, 2)).expect("fine");
     let direct = layer.compressed(&plan(48, 8, 2));
     assert_close(output(&second.weights).as_ref(), output(&direct.weights).as_ref(), 1e-5);
 }
 
 #[test]
 fn plans_out_of_range_are_refused() {
-    let layer = Layer::new(&TinyModel::llama());
+    let layer = Sample::new(&TinyModel::llama());
     let check = |plan: LayerPlan, expected: &str| assert_eq!(layer.refused(&plan), expected);
     check(plan(49, 8, 8), "plan, field `layers[0].d_ff`: expected 1 to 48, found 49");
     check(plan(48, 10, 8), "plan, field `layers[0].d_qk`: expected 1 to 8, found 10");
@@ -160,7 +165,7 @@ fn plans_out_of_range_are_refused() {
 #[test]
 fn unusable_statistics_are_refused_even_if_nothing_changes() {
     let check = |change: fn(&mut LayerStatistics), expected: &str| {
-        let mut layer = Layer::new(&TinyModel::llama());
+        let mut layer = Sample::new(&TinyModel::llama());
         change(&mut layer.statistics);
         for plan in [plan(48, 8, 8), plan(24, 4, 4)] {
             assert_eq!(layer.refused(&plan), expected);
@@ -183,7 +188,7 @@ fn unusable_statistics_are_refused_even_if_nothing_changes() {
 #[test]
 fn weights_that_do_not_fit_are_refused() {
     let check = |change: fn(&mut LayerWeights), expected: &str| {
-        let mut layer = Layer::new(&TinyModel::opt());
+        let mut layer = Sample::new(&TinyModel::opt());
         change(&mut layer.weights);
         assert_eq!(layer.refused(&plan(24, 4, 4)), expected);
     };
@@ -196,14 +201,14 @@ fn weights_that_do_not_fit_are_refused() {
 
 #[test]
 fn shapes_with_wrong_pairs_are_refused() {
-    let layer = Layer::new(&TinyModel::llama());
+    let layer = Sample::new(&TinyModel::llama());
     let first = layer.compressed(&plan(48, 4, 8));
     let statistics = statistics(&layer.config, &first.weights, layer.x.as_ref());
     for pairs in [None, Some(vec![vec![0, 1]]), Some(vec![vec![1, 0], vec![0, 1]]), Some(vec![vec![0, 4], vec![0, 1]])]
     {
         let shape = LayerShape { rotary_pairs: pairs, ..first.shape.clone() };
-        let (config, ridges) = (&layer.config, Ridges::default());
-        let refused = compress_layer(config, 0, &first.weights, &shape, &statistics, &plan(48, 2, 8), ridges);
+        let again = crate::testing::layer(0, &layer.config, &first.weights, &statistics);
+        let refused = by_paper(&Layer { shape: &shape, ..again }, &plan(48, 2, 8));
         let message = refused.expect_err("wrong pairs").to_string();
         assert!(message.starts_with("layer 0, query-key: ") && message.contains("pairs"), "{message}");
     }

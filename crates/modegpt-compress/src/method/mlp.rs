@@ -7,16 +7,24 @@
 //!
 //! with `C` the Gram matrix of the hidden activations. The activation function acts on each unit by itself, so selecting
 //! columns before it is exact; given `J`, the down map is the least-squares solution. The bias of the up (and gate) map
-//! is sliced, that of the down map stays. Algorithm 1 ([arXiv:2408.09632](https://arxiv.org/abs/2408.09632)).
+//! is sliced. Algorithm 1 ([arXiv:2408.09632](https://arxiv.org/abs/2408.09632)).
+//!
+//! Better than all at once, units are eliminated one at a time by what their loss costs after the others are refitted
+//! ([`eliminate_units`]); and where the down map has a bias, it is refitted too ([`nystrom_affine`]).
 
 use faer::{Mat, MatRef};
 use modegpt_architecture::{LayerWeights, Linear};
-use modegpt_linalg::{Gram, nystrom, ridge_leverage, select_by_leverage};
+use modegpt_linalg::{
+    Elimination, EliminationOptions, Gram, Nystrom, centred_gram, eliminate_units, nystrom, nystrom_affine,
+    reference::symmetric_root, ridge_leverage, select_by_leverage,
+};
 
 use crate::{
-    Error, ModuleReport, Ridges,
+    Error, ErrorCurve, Layer, Methods, MlpMethod, Module, ModuleReport, Ridges,
     matrices::{Place, select_outputs, widen},
 };
+
+const PLACE: Module = Module::Mlp;
 
 /// The compressed maps of the MLP.
 pub(crate) struct Mlp {
@@ -28,32 +36,130 @@ pub(crate) struct Mlp {
 
 /// Reduces the MLP to `d_ff` hidden units.
 ///
-/// - `gram`: of the input of the down map
 /// - `d_ff`: from 1 to the present number of units; if it is that number, nothing changes
+/// - `order`: the units in the order of their elimination, if it is known already
 pub(crate) fn compress(
-    place: Place,
-    weights: &LayerWeights,
-    gram: &Gram,
+    layer: &Layer<'_>,
     d_ff: usize,
+    methods: Methods,
     ridges: Ridges,
+    order: Option<&[usize]>,
 ) -> Result<Mlp, Error> {
-    let LayerWeights { gate, up, down, .. } = weights;
+    let place = PLACE.of(layer);
+    let LayerWeights { gate, up, down, .. } = layer.weights;
+    let gram = &layer.statistics.mlp;
     if d_ff == gram.dim() {
         return Ok(Mlp { gate: gate.clone(), up: up.clone(), down: down.clone(), report: ModuleReport::unchanged() });
     }
-    let numerics = |error| place.numerics(error);
-    let leverage = ridge_leverage(gram, ridges.leverage).map_err(numerics)?;
-    let kept = select_by_leverage(&leverage, gram, d_ff);
+    let (kept, attempts) = match (methods.mlp, order) {
+        (MlpMethod::Leverage, _) => {
+            let leverage = ridge_leverage(gram, ridges.leverage).map_err(|error| place.numerics(error))?;
+            (select_by_leverage(&leverage, gram, d_ff), leverage.jitter.attempts)
+        }
+        (MlpMethod::Elimination, Some(order)) => (outlive(gram.dim(), order, d_ff), 0),
+        (MlpMethod::Elimination, None) => {
+            let elimination = eliminate(layer, d_ff, methods, ridges)?;
+            (elimination.kept(d_ff), elimination.jitter.attempts)
+        }
+    };
     let down_weight = widen(&down.weight);
-    let refitted = nystrom(gram, &kept, down_weight.as_ref(), ridges.refit).map_err(numerics)?;
+    let (refitted, bias) = refit(layer, &kept, down_weight.as_ref(), methods, ridges)?;
     Ok(Mlp {
         gate: gate.as_ref().map(|gate| select_outputs(gate, &kept)),
         up: select_outputs(up, &kept),
-        down: Linear { weight: place.round("down", refitted.down.as_ref())?, bias: down.bias.clone() },
+        down: Linear { weight: place.round("down", refitted.down.as_ref())?, bias },
         report: ModuleReport::new(refitted.error, energy(gram, down_weight.as_ref()))
             .with_condition(refitted.condition)
-            .with_fallbacks(leverage.jitter.attempts + refitted.jitter.attempts),
+            .with_fallbacks(attempts + refitted.jitter.attempts),
     })
+}
+
+/// What the MLP would lose at each of `widths`, and the order in which its units go.
+pub(crate) fn curve(
+    layer: &Layer<'_>,
+    widths: &[usize],
+    methods: Methods,
+    ridges: Ridges,
+) -> Result<(ErrorCurve, Option<Vec<usize>>), Error> {
+    let (errors, order) = match methods.mlp {
+        MlpMethod::Elimination => {
+            let elimination = eliminate(layer, widths[0], methods, ridges)?;
+            (widths.iter().map(|&width| elimination.error(width)).collect(), Some(elimination.order))
+        }
+        MlpMethod::Leverage => (leverage_errors(layer, widths, methods, ridges)?, None),
+    };
+    let errors: Vec<f64> = errors;
+    let n_tokens = layer.statistics.n_tokens;
+    let errors = errors.into_iter().map(|error| layer.per_token(error, n_tokens)).collect();
+    Ok((ErrorCurve { widths: widths.to_vec(), errors }, order))
+}
+
+/// Errors of the refit after one-shot selections.
+fn leverage_errors(layer: &Layer<'_>, widths: &[usize], methods: Methods, ridges: Ridges) -> Result<Vec<f64>, Error> {
+    let place = PLACE.of(layer);
+    let gram = &layer.statistics.mlp;
+    let leverage = ridge_leverage(gram, ridges.leverage).map_err(|error| place.numerics(error))?;
+    // The error in a metric M is that of the down map times a root of M.
+    let down = widen(&layer.weights.down.weight);
+    let down = match layer.mlp_metric() {
+        Some(metric) => down * symmetric_root(metric.to_mat().as_ref()).map_err(|error| place.numerics(error))?,
+        None => down,
+    };
+    let error = |&width: &usize| {
+        if width == gram.dim() {
+            return Ok(0.0);
+        }
+        let kept = select_by_leverage(&leverage, gram, width);
+        Ok(refit(layer, &kept, down.as_ref(), methods, ridges)?.0.error)
+    };
+    widths.iter().map(error).collect()
+}
+
+fn eliminate(layer: &Layer<'_>, keep_at_least: usize, methods: Methods, ridges: Ridges) -> Result<Elimination, Error> {
+    let place = PLACE.of(layer);
+    let statistics = layer.statistics;
+    let centred = refits_bias(layer, methods)
+        .then(|| centred_gram(&statistics.mlp, &statistics.mlp_sum, statistics.n_tokens))
+        .transpose()
+        .map_err(|error| place.numerics(error))?;
+    let gram = centred.as_ref().unwrap_or(&statistics.mlp);
+    let options = EliminationOptions { relative_ridge: ridges.elimination, keep_at_least, ..Default::default() };
+    let down = widen(&layer.weights.down.weight);
+    eliminate_units(gram, down.as_ref(), layer.mlp_metric(), &options).map_err(|error| place.numerics(error))
+}
+
+/// The down map of the kept units, and its bias.
+fn refit(
+    layer: &Layer<'_>,
+    kept: &[usize],
+    down: MatRef<'_, f64>,
+    methods: Methods,
+    ridges: Ridges,
+) -> Result<(Nystrom, Option<Vec<f32>>), Error> {
+    let place = PLACE.of(layer);
+    let statistics = layer.statistics;
+    let (gram, bias) = (&statistics.mlp, &layer.weights.down.bias);
+    let Some(old) = bias.as_ref().filter(|_| refits_bias(layer, methods)) else {
+        let refitted = nystrom(gram, kept, down, ridges.refit).map_err(|error| place.numerics(error))?;
+        return Ok((refitted, bias.clone()));
+    };
+    let (refitted, shift) = nystrom_affine(gram, &statistics.mlp_sum, statistics.n_tokens, kept, down, ridges.refit)
+        .map_err(|error| place.numerics(error))?;
+    let bias: Vec<f32> = old.iter().zip(&shift).map(|(&old, shift)| (f64::from(old) + shift) as f32).collect();
+    place.check_finite("down.bias", &bias)?;
+    Ok((refitted, Some(bias)))
+}
+
+fn refits_bias(layer: &Layer<'_>, methods: Methods) -> bool {
+    methods.mlp_bias && layer.weights.down.bias.is_some()
+}
+
+/// The `k` of `n` units that are not among the first of `order`.
+fn outlive(n: usize, order: &[usize], k: usize) -> Vec<usize> {
+    let gone = &order[..n - k];
+    let mut is_kept = vec![true; n];
+    gone.iter().for_each(|&unit| is_kept[unit] = false);
+    (0..n).filter(|&unit| is_kept[unit]).collect()
 }
 
 /// `‖H W‖²_F = tr(Wᵀ C W)`: what the down map puts out over all tokens.
@@ -84,12 +190,15 @@ mod tests {
     use faer::linalg::solvers::SolveLstsq;
 
     use super::*;
-    use crate::{
-        Module,
-        testing::{Random, TinyModel, assert_close, gram_of},
-    };
+    use crate::testing::{Random, TinyModel, assert_close, gram_of, layer, statistics};
 
-    const PLACE: Place = Place { layer: 5, module: Module::Mlp };
+    /// What the paper's method makes of a layer whose hidden units are `hidden` on the calibration tokens.
+    fn compressed(model: &TinyModel, weights: &LayerWeights, hidden: MatRef<'_, f64>, d_ff: usize) -> Mlp {
+        let config = model.config();
+        let mut seen = statistics(&config, weights, Random::new(9).mat(4, model.d_model).as_ref());
+        seen.mlp = gram_of(hidden);
+        compress(&layer(5, &config, weights, &seen), d_ff, Methods::PAPER, Ridges::default(), None).expect("finite")
+    }
 
     #[test]
     fn energy_is_that_of_the_output() {
@@ -108,8 +217,7 @@ mod tests {
         let model = TinyModel { biases: true, ..TinyModel::default() };
         let weights = model.weights(1);
         let hidden = Random::new(2).mat(400, model.d_ff);
-        let mlp =
-            compress(PLACE, &weights, &gram_of(hidden.as_ref()), 17, Ridges::default()).expect("well conditioned");
+        let mlp = compressed(&model, &weights, hidden.as_ref(), 17);
 
         let kept: Vec<usize> = (0..17)
             .map(|unit| {
@@ -142,8 +250,7 @@ mod tests {
         let mut random = Random::new(3);
         let few = random.mat(300, 12);
         let hidden = &few * random.mat(12, model.d_ff);
-        let mlp =
-            compress(PLACE, &model.weights(4), &gram_of(hidden.as_ref()), 16, Ridges::default()).expect("ridge helps");
+        let mlp = compressed(&model, &model.weights(4), hidden.as_ref(), 16);
         assert!(mlp.report.relative_error < 1e-6, "{}", mlp.report.relative_error);
     }
 
@@ -154,7 +261,7 @@ mod tests {
         for unit in 4..model.d_ff {
             hidden.col_mut(unit).fill(0.0);
         }
-        let mlp = compress(PLACE, &model.weights(6), &gram_of(hidden.as_ref()), 10, Ridges::default()).expect("finite");
+        let mlp = compressed(&model, &model.weights(6), hidden.as_ref(), 10);
         assert!(mlp.report.relative_error < 1e-6, "{}", mlp.report.relative_error);
     }
 }

@@ -1,6 +1,6 @@
-//! Type II, queries and keys: matching columns are kept by score (CR decomposition), nothing is refitted.
+//! Type II, queries and keys.
 //!
-//! One selection serves a key head and all query heads `j` that share it:
+//! In the paper matching columns are kept by score (CR decomposition), and nothing is refitted. One selection serves a key head and all query heads `j` that share it:
 //!
 //! ```text
 //! without rotation  s_i² = (Σ_j C_Q,j)_ii (C_K)_ii
@@ -10,14 +10,18 @@
 //! Rotation turns coordinates `p` and `p + h` into each other, so pairs are kept or dropped whole; their energies are
 //! the same before and after it. The kept width is laid out in the same two halves, `[J, J + h]`. Biases are sliced with
 //! their columns. Algorithm 2 ([arXiv:2408.09632](https://arxiv.org/abs/2408.09632)).
+//!
+//! Better is to look at what errors of the logits do, and to let what is kept make good what is lost: [`rotary`] and,
+//! without rotation, [`joint`].
 
-use modegpt_architecture::{LayerShape, LayerWeights, Linear, ModelConfig};
+mod joint;
+mod rotary;
+
+use modegpt_architecture::{LayerShape, Linear};
 use modegpt_linalg::{Gram, cr_error, cr_scores, rotary_pair_scores, top_k};
-use modegpt_statistics::LayerStatistics;
 
 use crate::{
-    Error, ModuleReport,
-    matrices::{Place, select_outputs},
+    Error, ErrorCurve, Layer, Methods, Module, ModuleReport, QueryKeyMethod, Ridges, matrices::select_outputs,
 };
 
 /// The compressed query and key maps.
@@ -31,48 +35,104 @@ pub(crate) struct QueryKey {
 
 /// Reduces queries and keys to `d_qk` columns a head.
 ///
-/// `d_qk` is from 1 to the present width, an even number where positions are rotary; at the present width nothing changes.
+/// - `d_qk` is from 1 to the present width, an even number where positions are rotary; at the present width nothing changes.
+/// - `orders`: for each kv head its rotary pairs in the order of their elimination, if it is known already
 pub(crate) fn compress(
-    place: Place,
-    config: &ModelConfig,
-    weights: &LayerWeights,
-    before: &LayerShape,
-    statistics: &LayerStatistics,
+    layer: &Layer<'_>,
     d_qk: usize,
+    methods: Methods,
+    ridges: Ridges,
+    orders: Option<&[Vec<usize>]>,
 ) -> Result<QueryKey, Error> {
-    let (query, key) = (&weights.query, &weights.key);
-    if d_qk == before.d_qk {
-        let report = ModuleReport::unchanged();
+    if d_qk == layer.shape.d_qk {
         return Ok(QueryKey {
-            query: query.clone(),
-            key: key.clone(),
-            rotary_pairs: before.rotary_pairs.clone(),
-            report,
+            query: layer.weights.query.clone(),
+            key: layer.weights.key.clone(),
+            rotary_pairs: layer.shape.rotary_pairs.clone(),
+            report: ModuleReport::unchanged(),
         });
     }
-    let group_size = config.group_size();
+    match (methods.query_key, layer.config.is_rotary()) {
+        (QueryKeyMethod::Cr, _) => cr(layer, d_qk),
+        (QueryKeyMethod::Refit, true) => rotary::compress(layer, d_qk, ridges, orders),
+        (QueryKeyMethod::Refit, false) => joint::compress(layer, d_qk),
+    }
+}
+
+/// What query and key would lose at each of `widths`, and with rotary positions the order in which pairs go.
+///
+/// # Errors
+/// Those of [`compress`], and [`Error::Mismatch`] if the effects of errors of the logits were not collected.
+pub(crate) fn curve(
+    layer: &Layer<'_>,
+    widths: &[usize],
+    methods: Methods,
+    ridges: Ridges,
+) -> Result<(ErrorCurve, Option<Vec<Vec<usize>>>), Error> {
+    let (errors, orders) = match (methods.query_key, layer.config.is_rotary()) {
+        (QueryKeyMethod::Cr, true) => (rotary::errors_of_cr(layer, widths)?, None),
+        (QueryKeyMethod::Cr, false) => (joint::errors_of_cr(layer, widths)?, None),
+        (QueryKeyMethod::Refit, true) => {
+            let (errors, orders) = rotary::errors(layer, widths, ridges)?;
+            (errors, Some(orders))
+        }
+        (QueryKeyMethod::Refit, false) => (joint::errors(layer, widths)?, None),
+    };
+    Ok((ErrorCurve { widths: widths.to_vec(), errors }, orders))
+}
+
+/// Algorithm 2 of the paper.
+fn cr(layer: &Layer<'_>, d_qk: usize) -> Result<QueryKey, Error> {
+    let &Layer { config, shape: before, statistics, .. } = layer;
     let (mut error, mut energy) = (0.0, 0.0);
-    let mut kept_of_heads = Vec::with_capacity(config.n_kv_heads);
-    for (query_grams, key_gram) in statistics.query.chunks_exact(group_size).zip(&statistics.key) {
-        let query_gram = sum(query_grams).map_err(|error| place.numerics(error))?;
-        let kept = select(&query_gram, key_gram, d_qk, config.is_rotary());
+    let kept_of_heads = kept_by_cr(layer, d_qk)?;
+    for (kv_head, kept) in kept_of_heads.iter().enumerate() {
+        let query_gram = group_gram(layer, &statistics.query, kv_head)?;
+        let key_gram = &statistics.key[kv_head];
         let all: Vec<usize> = (0..before.d_qk).collect();
         let dropped: Vec<usize> = all.iter().copied().filter(|column| !kept.contains(column)).collect();
         error += cr_error(&query_gram, key_gram, &dropped);
         energy += cr_error(&query_gram, key_gram, &all);
-        kept_of_heads.push(kept);
     }
-    let columns = |n_heads: usize| -> Vec<usize> {
-        let heads_of_key = n_heads / config.n_kv_heads;
-        let columns_of = |head: usize| kept_of_heads[head / heads_of_key].iter().map(move |&i| head * before.d_qk + i);
-        (0..n_heads).flat_map(columns_of).collect()
-    };
+    let (query, key) = (&layer.weights.query, &layer.weights.key);
     Ok(QueryKey {
-        query: select_outputs(query, &columns(config.n_heads)),
-        key: select_outputs(key, &columns(config.n_kv_heads)),
+        query: select_outputs(query, &columns(layer, config.n_heads, &kept_of_heads)),
+        key: select_outputs(key, &columns(layer, config.n_kv_heads, &kept_of_heads)),
         rotary_pairs: config.is_rotary().then(|| compose_pairs(before, &kept_of_heads)),
         report: ModuleReport::new(error, energy),
     })
+}
+
+/// For each kv head the columns that the paper keeps.
+fn kept_by_cr(layer: &Layer<'_>, d_qk: usize) -> Result<Vec<Vec<usize>>, Error> {
+    let kept = |kv_head: usize| {
+        let query_gram = group_gram(layer, &layer.statistics.query, kv_head)?;
+        Ok(select(&query_gram, &layer.statistics.key[kv_head], d_qk, layer.config.is_rotary()))
+    };
+    (0..layer.config.n_kv_heads).map(kept).collect()
+}
+
+/// The columns of a map with `n_heads` heads, given those that each kv head keeps.
+fn columns(layer: &Layer<'_>, n_heads: usize, kept_of_heads: &[Vec<usize>]) -> Vec<usize> {
+    let heads_of_key = n_heads / layer.config.n_kv_heads;
+    let width = layer.shape.d_qk;
+    let columns_of = |head: usize| kept_of_heads[head / heads_of_key].iter().map(move |&i| head * width + i);
+    (0..n_heads).flat_map(columns_of).collect()
+}
+
+/// The sum of the Gram matrices of the query heads that share a kv head.
+fn group_gram(layer: &Layer<'_>, grams: &[Gram], kv_head: usize) -> Result<Gram, Error> {
+    let group = layer.config.group_size();
+    sum(&grams[kv_head * group..(kv_head + 1) * group]).map_err(|error| Module::QueryKey.of(layer).numerics(error))
+}
+
+/// For each query head the metric of errors of its logits, without gradients with the number of tokens that it sums over.
+fn logit_effects<'a>(layer: &Layer<'a>) -> Result<(&'a [Gram], u64), Error> {
+    if layer.statistics.logit.is_empty() || layer.statistics.logit_queries == 0 {
+        let place = Module::QueryKey.of(layer);
+        return Err(place.mismatch("statistic `logit`", "one for each query head", "statistics collected without it"));
+    }
+    Ok((&layer.statistics.logit, layer.statistics.logit_queries))
 }
 
 /// The columns of a head to keep: ascending, or with rotation both halves ascending.
@@ -111,12 +171,9 @@ mod tests {
     use faer::Mat;
 
     use super::*;
-    use crate::{
-        Module,
-        testing::{Random, TinyModel, assert_close, forward, statistics},
-    };
+    use modegpt_architecture::{LayerWeights, ModelConfig};
 
-    const PLACE: Place = Place { layer: 2, module: Module::QueryKey };
+    use crate::testing::{Random, TinyModel, assert_close, forward, layer, statistics};
 
     fn tokens(model: &TinyModel) -> Mat<f64> {
         Random::new(7).mat(60, model.d_model)
@@ -125,7 +182,7 @@ mod tests {
     fn compress_tiny(model: &TinyModel, d_qk: usize) -> (ModelConfig, LayerWeights, QueryKey) {
         let (config, weights) = (model.config(), model.weights(8));
         let statistics = statistics(&config, &weights, tokens(model).as_ref());
-        let compressed = compress(PLACE, &config, &weights, &config.layers[0], &statistics, d_qk).expect("fine");
+        let compressed = cr(&layer(2, &config, &weights, &statistics), d_qk).expect("fine");
         (config, weights, compressed)
     }
 
@@ -251,7 +308,8 @@ mod tests {
         let shape = LayerShape { d_qk: 10, rotary_pairs: first.rotary_pairs.clone(), ..config.layers[0].clone() };
         let small = LayerWeights { query: first.query, key: first.key, ..weights.clone() };
         let statistics = statistics(&config, &small, tokens(&model).as_ref());
-        let again = compress(PLACE, &config, &small, &shape, &statistics, 4).expect("fine");
+        let small = Layer { shape: &shape, ..layer(2, &config, &small, &statistics) };
+        let again = cr(&small, 4).expect("fine");
         let pairs = again.rotary_pairs.expect("rotary");
         // Read off the weights: the columns that are left are those of the original pairs.
         for (head, kept) in columns_kept(&weights.key, &again.key, config.n_kv_heads).iter().enumerate() {

@@ -15,13 +15,19 @@
 //!
 //! Algorithm 3 ([arXiv:2408.09632](https://arxiv.org/abs/2408.09632)), for shared kv heads and in the form that
 //! needs head-sized matrices only.
+//!
+//! What the output map gets are not the values but what attention makes of them. With the Gram matrices `C_A,j` of that in
+//! place of `C_V` the error is the one that really comes out of a head, and the heads that share values get a map `F_j`
+//! each.
+
+use std::ops::Range;
 
 use faer::{Mat, MatRef};
-use modegpt_architecture::{LayerWeights, Linear, ModelConfig};
-use modegpt_linalg::Gram;
+use modegpt_architecture::{Linear, ModelConfig};
+use modegpt_linalg::{Gram, factorise, value_output};
 
 use crate::{
-    Error, ModuleReport,
+    Error, ErrorCurve, Layer, Methods, Module, ModuleReport, Ridges, ValueOutputMethod,
     matrices::{Place, widen},
 };
 
@@ -32,19 +38,12 @@ pub(crate) struct ValueOutput {
     pub(crate) report: ModuleReport,
 }
 
-/// Reduces values to `d_v` columns a head.
-///
-/// - `value_grams`: of the values without their bias, one for each kv head
-/// - `d_v`: from 1 to the present width; at the present width nothing changes, and no bias is folded
-pub(crate) fn compress(
-    place: Place,
-    config: &ModelConfig,
-    weights: &LayerWeights,
-    value_grams: &[Gram],
-    d_v: usize,
-) -> Result<ValueOutput, Error> {
-    let (value, output) = (&weights.value, &weights.output);
-    let d_before = value.weight.cols / config.n_kv_heads;
+/// Reduces values to `d_v` columns a head, from 1 to the present width; at that nothing changes, and no bias is folded.
+pub(crate) fn compress(layer: &Layer<'_>, d_v: usize, methods: Methods, ridges: Ridges) -> Result<ValueOutput, Error> {
+    let place = Module::ValueOutput.of(layer);
+    let config = layer.config;
+    let (value, output) = (&layer.weights.value, &layer.weights.output);
+    let d_before = layer.shape.d_v;
     if d_v == d_before {
         let report = ModuleReport::unchanged();
         return Ok(ValueOutput { value: value.clone(), output: output.clone(), report });
@@ -54,19 +53,20 @@ pub(crate) fn compress(
     let mut new_output = Mat::zeros(config.n_heads * d_v, config.d_model);
     let (mut error, mut energy) = (0.0, 0.0);
     let (mut condition, mut attempts) = (0.0f64, 0);
-    for (kv_head, gram) in value_grams.iter().enumerate() {
-        let heads = kv_head * config.group_size()..(kv_head + 1) * config.group_size();
-        let group = output_weight.subrows(heads.start * d_before, heads.len() * d_before);
-        let output_gram = group_output_gram(group, d_before);
-        let factors = modegpt_linalg::value_output(gram, output_gram.as_ref(), d_v).map_err(|e| place.numerics(e))?;
+    for kv_head in 0..config.n_kv_heads {
+        let group = Group::new(layer, kv_head, methods, output_weight.as_ref())?;
+        let factors = group.factors(d_v).map_err(|error| place.numerics(error))?;
         let old = value_weight.subcols(kv_head * d_before, d_before);
         new_value.subcols_mut(kv_head * d_v, d_v).copy_from(old * &factors.encode);
-        for head in heads {
+        for (head, gram) in group.heads.clone().zip(&group.grams) {
+            let fit = group.decode(gram, &factors.encode, &factors.decode, ridges);
+            let (decode, jitter) = fit.map_err(|error| place.numerics(error))?;
             let old = output_weight.subrows(head * d_before, d_before);
-            new_output.subrows_mut(head * d_v, d_v).copy_from(&factors.decode * old);
+            new_output.subrows_mut(head * d_v, d_v).copy_from(&decode * old);
+            error += lost(gram, &factors.encode, &decode, (old * old.transpose()).as_ref());
+            energy += trace_of_product(gram.to_mat().as_ref(), (old * old.transpose()).as_ref());
+            attempts += jitter;
         }
-        error += factors.error;
-        energy += factors.spectrum.iter().sum::<f64>();
         condition = condition.max(factors.condition);
         attempts += factors.jitter.attempts;
     }
@@ -83,14 +83,138 @@ pub(crate) fn compress(
     })
 }
 
-/// `Σ_j W_O,j W_O,jᵀ` over the heads of a group, whose output maps are stacked in `group`.
-fn group_output_gram(group: MatRef<'_, f64>, d_v: usize) -> Mat<f64> {
-    let mut gram = Mat::zeros(d_v, d_v);
-    for head in 0..group.nrows() / d_v {
-        let output = group.subrows(head * d_v, d_v);
-        gram += output * output.transpose();
+/// What value and output would lose at each of `widths`.
+pub(crate) fn curve(
+    layer: &Layer<'_>,
+    widths: &[usize],
+    methods: Methods,
+    ridges: Ridges,
+) -> Result<ErrorCurve, Error> {
+    let place = Module::ValueOutput.of(layer);
+    let output_weight = widen(&layer.weights.output.weight);
+    let mut errors = vec![0.0; widths.len()];
+    for kv_head in 0..layer.config.n_kv_heads {
+        let group = Group::new(layer, kv_head, methods, output_weight.as_ref())?;
+        let factors = group.factors(layer.shape.d_v).map_err(|error| place.numerics(error))?;
+        for (error, &width) in errors.iter_mut().zip(widths).filter(|(_, width)| **width < layer.shape.d_v) {
+            // The factors of a lower rank are the first ones of the full rank.
+            let (encode, decode) =
+                (factors.encode.subcols(0, width).to_owned(), factors.decode.subrows(0, width).to_owned());
+            for (gram, output_gram) in group.grams.iter().zip(&group.output_grams) {
+                let fit = group.decode(gram, &encode, &decode, ridges);
+                let (decode, _) = fit.map_err(|error| place.numerics(error))?;
+                *error += lost(gram, &encode, &decode, output_gram.as_ref());
+            }
+        }
     }
-    gram
+    let n_tokens = layer.statistics.n_tokens;
+    let errors = errors.into_iter().map(|error| layer.per_token(error, n_tokens)).collect();
+    Ok(ErrorCurve { widths: widths.to_vec(), errors })
+}
+
+/// A kv head and the query heads that share it.
+struct Group {
+    heads: Range<usize>,
+    /// For each head the Gram matrix of what its output map gets.
+    grams: Vec<Gram>,
+    /// For each head `W_O,j M W_O,jᵀ` with the metric `M` of the output.
+    output_grams: Vec<Mat<f64>>,
+    /// Whether heads differ in what they deliver, so that each gets an output map of its own.
+    refits: bool,
+}
+
+impl Group {
+    fn new(layer: &Layer<'_>, kv_head: usize, methods: Methods, output_weight: MatRef<'_, f64>) -> Result<Self, Error> {
+        let size = layer.config.group_size();
+        let heads = kv_head * size..(kv_head + 1) * size;
+        let statistics = layer.statistics;
+        let grams = match methods.value_output {
+            ValueOutputMethod::Values => vec![statistics.value[kv_head].clone(); size],
+            ValueOutputMethod::Attention if statistics.attention_output.is_empty() => {
+                let expected = "one for each query head";
+                let found = "statistics collected without it";
+                return Err(Module::ValueOutput.of(layer).mismatch("statistic `attention_output`", expected, found));
+            }
+            ValueOutputMethod::Attention => statistics.attention_output[heads.clone()].to_vec(),
+        };
+        let metric = match methods.value_output {
+            ValueOutputMethod::Values => None,
+            ValueOutputMethod::Attention => layer.attention_metric().map(Gram::to_mat),
+        };
+        let d_v = layer.shape.d_v;
+        let output_gram = |head: usize| {
+            let output = output_weight.subrows(head * d_v, d_v);
+            match &metric {
+                Some(metric) => output * metric * output.transpose(),
+                None => output * output.transpose(),
+            }
+        };
+        let output_grams = heads.clone().map(output_gram).collect();
+        let refits = methods.value_output == ValueOutputMethod::Attention && size > 1;
+        Ok(Self { heads, grams, output_grams, refits })
+    }
+
+    /// The map `F_j` of a head, and how often a factorisation was repeated for it.
+    fn decode(
+        &self,
+        gram: &Gram,
+        encode: &Mat<f64>,
+        decode: &Mat<f64>,
+        ridges: Ridges,
+    ) -> Result<(Mat<f64>, u32), modegpt_linalg::Error> {
+        if self.refits { decode_of_head(gram, encode, decode, ridges.refit) } else { Ok((decode.clone(), 0)) }
+    }
+
+    /// The common factors: optimal if all heads of the group had the same Gram matrix, the mean of theirs.
+    fn factors(&self, rank: usize) -> Result<modegpt_linalg::ValueOutput, modegpt_linalg::Error> {
+        let mut gram = Gram::zeros(self.grams[0].dim());
+        for head in &self.grams {
+            gram.add(head)?;
+        }
+        let mut output_gram = Mat::zeros(gram.dim(), gram.dim());
+        for head in &self.output_grams {
+            output_gram += head;
+        }
+        value_output(&gram, output_gram.as_ref(), rank)
+    }
+}
+
+/// The best `F` of one head with Gram matrix `C` for the common `E`:
+///
+/// ```text
+/// F_j = F + (Eᵀ C E + δI)⁻¹ Eᵀ C (I - E F)        minimises ‖A_j - A_j E F_j‖² + δ ‖F_j - F‖²
+/// ```
+///
+/// which is `F` itself if the head is alone. Also tells how often a factorisation was repeated.
+fn decode_of_head(
+    gram: &Gram,
+    encode: &Mat<f64>,
+    decode: &Mat<f64>,
+    relative_ridge: f64,
+) -> Result<(Mat<f64>, u32), modegpt_linalg::Error> {
+    let gram = gram.to_mat();
+    let seen = encode.transpose() * &gram; // [k, d]
+    let inner = &seen * encode;
+    if inner.norm_max() == 0.0 {
+        // A head that never delivers anything has nothing to refit.
+        return Ok((decode.clone(), 0));
+    }
+    let rest = &seen - &inner * decode;
+    let cholesky = factorise(inner.as_ref(), relative_ridge)?;
+    Ok((decode + cholesky.solve(rest.as_ref()), cholesky.jitter().attempts))
+}
+
+/// `tr(Dᵀ C D G)` with `D = I - E F`: the squared error of the output of one head.
+fn lost(gram: &Gram, encode: &Mat<f64>, decode: &Mat<f64>, output_gram: MatRef<'_, f64>) -> f64 {
+    let dim = gram.dim();
+    let rest = Mat::<f64>::identity(dim, dim) - encode * decode;
+    let inner = rest.transpose() * gram.to_mat() * &rest;
+    trace_of_product(inner.as_ref(), output_gram)
+}
+
+/// `tr(A B)` of symmetric matrices.
+fn trace_of_product(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> f64 {
+    a.col_iter().zip(b.col_iter()).map(|(a, b)| a.transpose() * b).sum()
 }
 
 /// The output bias that takes over the value bias: `b_O + Σ_j b_V,g(j) W_O,j` over heads `j` with kv head `g(j)`.
@@ -119,12 +243,23 @@ fn folded_bias(place: Place, config: &ModelConfig, value: &Linear, output: &Line
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        Module,
-        testing::{Random, TinyModel, assert_close, attend, forward, gram_of},
-    };
+    use modegpt_architecture::LayerWeights;
+
+    use crate::testing::{Random, TinyModel, assert_close, attend, forward, gram_of, layer, statistics};
 
     const PLACE: Place = Place { layer: 4, module: Module::ValueOutput };
+
+    /// The paper's method.
+    fn truncated(
+        config: &ModelConfig,
+        weights: &LayerWeights,
+        value_grams: &[Gram],
+        d_v: usize,
+    ) -> Result<ValueOutput, Error> {
+        let mut seen = statistics(config, weights, Random::new(9).mat(4, config.d_model).as_ref());
+        seen.value = value_grams.to_vec();
+        compress(&layer(4, config, weights, &seen), d_v, Methods::PAPER, Ridges::default())
+    }
 
     /// Causal attention weights: rows are positive up to the diagonal and sum to 1.
     fn random_attention(random: &mut Random, n_heads: usize, n_tokens: usize) -> Vec<Mat<f64>> {
@@ -176,7 +311,7 @@ mod tests {
             weights.value.weight = PLACE.round("value", low_rank.as_ref()).expect("finite");
             let (x, attention) = (random.mat(50, model.d_model), random_attention(&mut random, model.n_heads, 50));
             let grams = value_grams(&config, &weights.value, x.as_ref());
-            let compressed = compress(PLACE, &config, &weights, &grams, 3).expect("fine");
+            let compressed = truncated(&config, &weights, &grams, 3).expect("fine");
 
             let exact = attend(&config, &attention, &weights.value, &weights.output, x.as_ref());
             let found = attend(&config, &attention, &compressed.value, &compressed.output, x.as_ref());
@@ -194,7 +329,7 @@ mod tests {
         let grams = value_grams(&config, &weights.value, x.as_ref());
         let mut last = 1.0;
         for d_v in 1..8 {
-            let compressed = compress(PLACE, &config, &weights, &grams, d_v).expect("fine");
+            let compressed = truncated(&config, &weights, &grams, d_v).expect("fine");
             let through = |value: &Linear, output: &Linear, head: usize| {
                 let width = output.weight.rows / config.n_heads;
                 let kv_head = head / config.group_size();
@@ -219,7 +354,7 @@ mod tests {
         let model = TinyModel::opt();
         let (config, weights) = (model.config(), model.weights(7));
         let grams = value_grams(&config, &weights.value, Random::new(8).mat(9, model.d_model).as_ref());
-        let same = compress(PLACE, &config, &weights, &grams, 8).expect("nothing to do");
+        let same = truncated(&config, &weights, &grams, 8).expect("nothing to do");
         assert_eq!((same.value, same.output), (weights.value, weights.output));
         assert_eq!(same.report, ModuleReport::unchanged());
     }
@@ -230,10 +365,10 @@ mod tests {
         let (config, mut weights) = (model.config(), model.weights(9));
         weights.output.bias = None;
         let grams = value_grams(&config, &weights.value, Random::new(10).mat(30, model.d_model).as_ref());
-        let message = compress(PLACE, &config, &weights, &grams, 4).err().expect("nowhere to fold").to_string();
+        let message = truncated(&config, &weights, &grams, 4).err().expect("nowhere to fold").to_string();
         assert_eq!(message, "layer 4, value-output: the value bias cannot be folded, the output map has no bias");
         weights.value.bias = Some(vec![0.0; 16]);
-        let compressed = compress(PLACE, &config, &weights, &grams, 4).expect("nothing to fold");
+        let compressed = truncated(&config, &weights, &grams, 4).expect("nothing to fold");
         assert_eq!((compressed.output.bias, compressed.value.bias), (None, Some(vec![0.0; 8])));
     }
 
@@ -241,7 +376,7 @@ mod tests {
     fn values_that_are_never_anything_but_zero_are_an_error_with_its_place() {
         let model = TinyModel::llama();
         let (config, weights) = (model.config(), model.weights(11));
-        let refused = compress(PLACE, &config, &weights, &[Gram::zeros(8), Gram::zeros(8)], 4);
+        let refused = truncated(&config, &weights, &[Gram::zeros(8), Gram::zeros(8)], 4);
         let message = refused.err().expect("no direction is better than another").to_string();
         assert!(message.starts_with("layer 4, value-output: matrix of dimension 8"), "{message}");
     }

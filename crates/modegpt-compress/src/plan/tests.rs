@@ -6,14 +6,21 @@ use super::*;
 use crate::testing::TinyModel;
 
 fn options(sparsity: f64, allocation: Allocation, config: &ModelConfig) -> PlanOptions {
-    PlanOptions { sparsity, allocation, rounding: Rounding::default_for(config), ridges: Ridges::default() }
+    PlanOptions {
+        sparsity,
+        mode: Mode::Paper,
+        methods: Methods::PAPER,
+        allocation,
+        rounding: Rounding::default_for(config),
+        ridges: Ridges::default(),
+    }
 }
 
 fn tiny_plan() -> (ModelConfig, Plan) {
     let config = TinyModel { n_layers: 3, rotary: true, ..TinyModel::default() }.config();
     let influences = [0.7, 0.1 + 0.2, 1.0 / 3.0];
     let allocation = Allocation::by_block_influence(&config, &influences).expect("finite");
-    let plan = Plan::new(&config, "abc", &influences, &options(0.3, allocation, &config)).expect("reachable");
+    let plan = Plan::new(&config, "abc", &influences, None, &options(0.3, allocation, &config)).expect("reachable");
     (config, plan)
 }
 
@@ -35,7 +42,7 @@ fn text_gives_the_same_plan_back() {
 fn text_looks_as_documented() {
     let (_, plan) = tiny_plan();
     let text = plan.to_json();
-    assert!(text.starts_with("{\n  \"version\": 1,\n  \"mode\": \"paper\",\n  \"target\": 0.3,\n"), "{text}");
+    assert!(text.starts_with("{\n  \"version\": 2,\n  \"mode\": \"paper\",\n  \"methods\": {: 0.3,\n"), "{text}");
     assert!(text.contains("\"method\": \"block-influence\",\n    \"epsilon\": "), "{text}");
     assert!(text.contains("\"index\": 2,\n      \"block_influence\": 0.3333333333333333,\n"), "{text}");
 }
@@ -125,7 +132,7 @@ fn another_model_is_refused() {
 fn unusable_influences_are_refused() {
     let (config, _) = tiny_plan();
     let plan = |influences: &[f64], allocation| {
-        Plan::new(&config, "", influences, &options(0.3, allocation, &config)).map(|_| ())
+        Plan::new(&config, "", influences, None, &options(0.3, allocation, &config)).map(|_| ())
     };
     plan(&[0.1, f64::NAN, 0.1], Allocation::Uniform {}).expect_err("NaN");
     plan(&[0.1; 2], Allocation::Uniform {}).expect_err("too few");
