@@ -148,17 +148,21 @@ impl LayerStatistics {
     }
 }
 
-fn add_values(sum: &mut [f64], more: &[f64]) {
+pub(crate) fn add_values(sum: &mut [f64], more: &[f64]) {
     for (sum, more) in sum.iter_mut().zip(more) {
         *sum += more;
     }
 }
 
-fn dims(grams: &[Gram]) -> Vec<usize> {
+pub(crate) fn dims(grams: &[Gram]) -> Vec<usize> {
     grams.iter().map(Gram::dim).collect()
 }
 
-fn expect_same<T: PartialEq + std::fmt::Debug>(field: &'static str, expected: &T, found: &T) -> Result<(), Error> {
+pub(crate) fn expect_same<T: PartialEq + std::fmt::Debug>(
+    field: &'static str,
+    expected: &T,
+    found: &T,
+) -> Result<(), Error> {
     if expected == found {
         return Ok(());
     }
