@@ -8,14 +8,16 @@ use std::ops::Range;
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use modegpt::architecture::{LayerWeights, Linear, Matrix, ModelConfig, OuterWeights, WeightError, WeightProvider};
+use modegpt::architecture::{
+    LayerWeights, Linear, Matrix, ModelConfig, NormPlacement, OuterWeights, WeightError, WeightProvider,
+};
 use modegpt::gradient::{
     GradientError, GradientOptions, Labels, LayerGradients, Loss, RowFisher, Samples, Tape, collect_gradients, forward,
     loss_gradient,
 };
 use modegpt::linalg::Gram;
 use modegpt::model_runtime::{Block, Compute, Embedder, Head, Point, Probe};
-use modegpt::run::{self, GradientRun, GradientsFolder};
+use modegpt::run::{self, GradientRun, GradientsFolder, RunError};
 use modegpt::{Calibration, Model, Silent};
 use modegpt_tests::{open, stories};
 
@@ -34,30 +36,34 @@ struct Collected {
     loss: Loss,
 }
 
-fn collect(model: &Model, text: &Calibration, counted: Option<&[bool]>, options: GradientOptions) -> Collected {
-    collect_in_batches(model, text, counted, options, 1).expect("gradients")
+fn collect(
+    weights: &dyn WeightProvider,
+    text: &Calibration,
+    counted: Option<&[bool]>,
+    options: GradientOptions,
+) -> Collected {
+    collect_on(&Compute::host(), weights, text, counted, options, 1).expect("gradients")
 }
 
-fn collect_in_batches(
-    model: &Model,
+fn collect_on(
+    compute: &Compute,
+    weights: &dyn WeightProvider,
     text: &Calibration,
     counted: Option<&[bool]>,
     options: GradientOptions,
     batch: usize,
 ) -> Result<Collected, GradientError> {
     let windows = &text.windows;
-    let mut tape = Tape::in_memory(model.config(), windows.n, windows.seq_len, batch);
+    let mut tape = Tape::in_memory(weights.config(), windows.n, windows.seq_len, batch);
     let samples = Samples { ids: &windows.ids, counted };
     let mut layers = Vec::new();
     let each = |layer: usize, gradients: LayerGradients| {
         gradients.check().expect("sums that belong together");
         layers.insert(0, gradients);
-        assert_eq!(layers.len(), model.config().layers.len() - layer);
+        assert_eq!(layers.len(), weights.config().layers.len() - layer);
         Ok::<_, GradientError>(())
     };
-    let compute = Compute::host();
-    let weights = &model.checkpoint;
-    let collected = collect_gradients(weights, &samples, &options, &mut tape, &compute, |_, _, _| {}, each);
+    let collected = collect_gradients(weights, &samples, &options, &mut tape, compute, |_, _, _| {}, each);
     let loss = pollster::block_on(collected)?;
     let first = tape.load(0, &(0..windows.n)).expect("the tape");
     Ok(Collected { layers, first, loss })
@@ -86,9 +92,9 @@ struct Whole {
     loss: f64,
 }
 
-fn whole(model: &Model, text: &Calibration, counted: impl Fn(usize) -> bool) -> Whole {
+fn whole(weights: &dyn WeightProvider, text: &Calibration, counted: impl Fn(usize) -> bool) -> Whole {
     let compute = Compute::host();
-    let (config, weights, windows) = (model.config(), &model.checkpoint, &text.windows);
+    let (config, windows) = (weights.config(), &text.windows);
     let embedder = Embedder::new(weights, &compute).expect("readable weights");
     let first = embedder.embed(weights, &windows.ids, windows.n, 0, &compute).expect("known ids");
     let first = first.autodiff().require_grad();
@@ -191,18 +197,11 @@ fn streamed_gradients_equal_those_of_one_graph() {
         let model = open(name);
         let text = stories(&model, 3, 48);
         let n_rows = 3 * 48;
-        let found = collect(&model, &text, None, NEXT);
-        let expected = whole(&model, &text, |_| true);
+        let found = collect(&model.checkpoint, &text, None, NEXT);
+        let expected = whole(&model.checkpoint, &text, |_| true);
         assert_eq!(found.loss.n_tokens, 3 * 47);
-        assert!((found.loss.sum / expected.loss - 1.0).abs() < 1e-5, "{name}: {} {}", found.loss.sum, expected.loss);
-        let first = relative(wide(&found.first), wide(&expected.first));
-        let d_model = model.config().d_model;
-        let mut worst = first;
+        check_residual(name, &found, &expected);
         for (layer, (found, points)) in found.layers.iter().zip(&expected.layers).enumerate() {
-            for (gram_found, point) in [(&found.residual, Point::Down), (&found.attention_residual, Point::Output)] {
-                let expected = gram(&points[&point].1, d_model, &(0..d_model));
-                worst = worst.max(relative(gram_found.packed_lower().iter().copied(), expected));
-            }
             let place = |what: &str| format!("{name}, layer {layer}, {what}");
             check_heads(&place("query"), &found.query, &points[&Point::Query].1, n_rows);
             check_heads(&place("key"), &found.key, &points[&Point::Key].1, n_rows);
@@ -213,8 +212,49 @@ fn streamed_gradients_equal_those_of_one_graph() {
                 assert!(found.query_gain.is_empty());
             }
         }
-        println!("{name}: embeddings differ by {first:.1e}, residual Grams by at most {worst:.1e}");
-        assert!(worst <= RELATIVE, "{name}: {worst:e}");
+    }
+}
+
+/// Loss, gradient of the embeddings, and the Grams of what is added to the residual stream.
+fn check_residual(name: &str, found: &Collected, expected: &Whole) {
+    let losses = found.loss.sum / expected.loss;
+    let first = relative(wide(&found.first), wide(&expected.first));
+    let mut worst = 0.0_f64;
+    for (found, points) in found.layers.iter().zip(&expected.layers) {
+        for (found, point) in [(&found.residual, Point::Down), (&found.attention_residual, Point::Output)] {
+            let expected = gram(&points[&point].1, found.dim(), &(0..found.dim()));
+            worst = worst.max(relative(found.packed_lower().iter().copied(), expected));
+        }
+    }
+    println!("{name}: embeddings differ by {first:.1e}, residual Grams by at most {worst:.1e}");
+    assert!((losses - 1.0).abs() < 1e-5, "{name}: {} and {}", found.loss.sum, expected.loss);
+    assert!(first <= RELATIVE && worst <= RELATIVE, "{name}: {first:e}, {worst:e}");
+}
+
+#[test]
+fn a_norm_behind_the_sum_comes_between_stream_and_gradient() {
+    let model = open("opt-tiny-stories");
+    let mut post_norm = Edited::new(&model, |_, _| {});
+    // What it computes makes no sense, but it computes something.
+    post_norm.config.norm_placement = NormPlacement::Post;
+    let text = stories(&model, 2, 24);
+    let found = collect(&post_norm, &text, None, NEXT);
+    check_residual("post-norm", &found, &whole(&post_norm, &text, |_| true));
+}
+
+#[test]
+fn the_vocabulary_in_parts_gives_the_same() {
+    let model = open("stories260k");
+    let text = stories(&model, 2, 24);
+    // 156 rows of the head at a time: three whole parts and a rest; 64 rows of logits.
+    let parts = Compute { max_tensor_bytes: 40_000, ..Compute::host() };
+    for labels in [Labels::Next, Labels::Sampled { seed: 1 }, Labels::Sampled { seed: 2 }] {
+        let options = GradientOptions { labels, row_fisher: None };
+        let found = collect_on(&parts, &model.checkpoint, &text, None, options, 1).expect("gradients");
+        let expected = collect(&model.checkpoint, &text, None, options);
+        assert!((found.loss.sum / expected.loss.sum - 1.0).abs() < 1e-6, "{labels:?}");
+        let first = relative(wide(&found.first), wide(&expected.first));
+        assert!(first < 1e-5, "{labels:?}: {first:e}");
     }
 }
 
@@ -247,10 +287,10 @@ fn row_fisher_equals_its_definition() {
     for name in MODELS {
         let model = open(name);
         let text = stories(&model, 2, 24);
-        let expected = whole(&model, &text, |_| true);
+        let expected = whole(&model.checkpoint, &text, |_| true);
         for kind in [RowFisher::PerExample, RowFisher::PerToken] {
             let options = GradientOptions { row_fisher: Some(kind), ..NEXT };
-            let found = collect_in_batches(&model, &text, None, options, 2).expect("gradients");
+            let found = collect_on(&Compute::host(), &model.checkpoint, &text, None, options, 2).expect("gradients");
             for (found, points) in found.layers.iter().zip(&expected.layers) {
                 for (map, before, after) in maps {
                     let Some((_, delta)) = points.get(&after) else {
@@ -290,7 +330,7 @@ fn gradient_of_the_embeddings_equals_finite_differences() {
     for name in MODELS {
         let model = open(name);
         let text = stories(&model, 1, 32);
-        let gradient = collect(&model, &text, None, NEXT).first;
+        let gradient = collect(&model.checkpoint, &text, None, NEXT).first;
         let length = wide(&gradient).map(|g| g * g).sum::<f64>().sqrt();
         let d_model = model.config().d_model;
         // Along the whole gradient, along that of one token, and along single coordinates.
@@ -317,13 +357,20 @@ fn gradient_of_the_embeddings_equals_finite_differences() {
 /// A model of which one layer is replaced, and which notes what it is asked for.
 struct Edited<'a> {
     model: &'a Model,
+    config: ModelConfig,
     edit: Box<dyn Fn(usize, &mut LayerWeights) + 'a>,
     asked: RefCell<Vec<usize>>,
 }
 
+impl<'a> Edited<'a> {
+    fn new(model: &'a Model, edit: impl Fn(usize, &mut LayerWeights) + 'a) -> Self {
+        Self { model, config: model.config().clone(), edit: Box::new(edit), asked: RefCell::default() }
+    }
+}
+
 impl WeightProvider for Edited<'_> {
     fn config(&self) -> &ModelConfig {
-        self.model.config()
+        &self.config
     }
 
     fn layer(&self, index: usize) -> Result<LayerWeights, WeightError> {
@@ -356,7 +403,7 @@ fn row_fisher_equals_finite_differences_of_weights() {
     let text = stories(&model, 2, 16);
     let options = GradientOptions { row_fisher: Some(RowFisher::PerExample), ..NEXT };
     let layer = 2;
-    let found = &collect(&model, &text, None, options).layers[layer].row_fisher;
+    let found = &collect(&model.checkpoint, &text, None, options).layers[layer].row_fisher;
     type Pick = fn(&mut LayerWeights) -> &mut Linear;
     let maps: [(&str, Pick); 4] = [
         ("key", |w| &mut w.key),
@@ -378,7 +425,7 @@ fn row_fisher_equals_finite_differences_of_weights() {
                             pick(weights).weight.data[row * d_out + column] += step;
                         }
                     };
-                    let edited = Edited { model: &model, edit: Box::new(edit), asked: RefCell::default() };
+                    let edited = Edited::new(&model, edit);
                     loss(&edited, ids, |_| {})
                 };
                 sum += ((at(0.01) - at(-0.01)) / 0.02).powi(2);
@@ -395,8 +442,8 @@ fn batches_change_nothing_but_rounding() {
     let text = stories(&model, 5, 20);
     for labels in [Labels::Next, Labels::Sampled { seed: 4 }] {
         let options = GradientOptions { labels, row_fisher: Some(RowFisher::PerExample) };
-        let one = collect_in_batches(&model, &text, None, options, 1).expect("gradients");
-        let two = collect_in_batches(&model, &text, None, options, 2).expect("gradients");
+        let one = collect_on(&Compute::host(), &model.checkpoint, &text, None, options, 1).expect("gradients");
+        let two = collect_on(&Compute::host(), &model.checkpoint, &text, None, options, 2).expect("gradients");
         assert!((one.loss.sum / two.loss.sum - 1.0).abs() < 1e-6);
         assert!(relative(wide(&one.first), wide(&two.first)) < 1e-5);
         for (one, two) in one.layers.iter().zip(&two.layers) {
@@ -414,20 +461,20 @@ fn only_tokens_that_count_have_a_loss() {
     let mut text = stories(&model, 2, 30);
     // A prompt of 10 tokens, a completion, and in the second sample 8 tokens that fill it up.
     let counted: Vec<bool> = (0..60).map(|at| at % 30 >= 10 && at < 52).collect();
-    let found = collect(&model, &text, Some(&counted), NEXT);
+    let found = collect(&model.checkpoint, &text, Some(&counted), NEXT);
     assert_eq!(found.loss.n_tokens, 20 + 12);
-    let expected = whole(&model, &text, |at| counted[at]);
+    let expected = whole(&model.checkpoint, &text, |at| counted[at]);
     assert!((found.loss.sum / expected.loss - 1.0).abs() < 1e-5);
     assert!(relative(wide(&found.first), wide(&expected.first)) < RELATIVE);
 
     let d_model = model.config().d_model;
     assert!(found.first[51 * d_model..].iter().all(|g| *g == 0.0), "what fills a sample up has no gradient");
     text.windows.ids[52..].fill(7);
-    let other = collect(&model, &text, Some(&counted), NEXT);
+    let other = collect(&model.checkpoint, &text, Some(&counted), NEXT);
     assert!(relative(wide(&other.first), wide(&found.first)) < 1e-6, "nor does it matter what it is");
 
     let none = vec![false; 60];
-    let refused = collect_in_batches(&model, &text, Some(&none), NEXT, 1);
+    let refused = collect_on(&Compute::host(), &model.checkpoint, &text, Some(&none), NEXT, 1);
     assert!(matches!(refused, Err(GradientError::NothingCounted)));
 }
 
@@ -488,13 +535,8 @@ fn mean_entropy(model: &Model, text: &Calibration) -> f64 {
 fn every_layer_is_loaded_once_forward_and_once_backward() {
     let model = open("stories260k");
     let text = stories(&model, 3, 12);
-    let edited = Edited { model: &model, edit: Box::new(|_, _| {}), asked: RefCell::default() };
-    let mut tape = Tape::in_memory(model.config(), 3, 12, 1);
-    let samples = Samples { ids: &text.windows.ids, counted: None };
-    let each = |_, _| Ok::<_, GradientError>(());
-    let compute = Compute::host();
-    pollster::block_on(collect_gradients(&edited, &samples, &NEXT, &mut tape, &compute, |_, _, _| {}, each))
-        .expect("gradients");
+    let edited = Edited::new(&model, |_, _| {});
+    collect(&edited, &text, None, NEXT);
     assert_eq!(*edited.asked.borrow(), [0, 1, 2, 3, 4, 4, 3, 2, 1, 0]);
 }
 
@@ -504,13 +546,14 @@ fn what_cannot_be_differentiated_is_refused() {
     let text = stories(&model, 2, 12);
     let mut bad = text.clone();
     bad.windows.ids.pop();
-    let refused = collect_in_batches(&model, &bad, None, NEXT, 1).err().expect("too few tokens");
+    let refused = collect_on(&Compute::host(), &model.checkpoint, &bad, None, NEXT, 1).err().expect("too few tokens");
     assert_eq!(refused.to_string(), "tokens: expected 24 (2 samples of 12 tokens), found 23");
-    let refused = collect_in_batches(&model, &text, Some(&[true]), NEXT, 1).err().expect("too short a mask");
+    let refused =
+        collect_on(&Compute::host(), &model.checkpoint, &text, Some(&[true]), NEXT, 1).err().expect("too short a mask");
     assert_eq!(refused.to_string(), "mask of tokens that count: expected 24 (2 samples of 12 tokens), found 1");
     let mut bad = text.clone();
     bad.windows.ids[3] = 512;
-    let refused = collect_in_batches(&model, &bad, None, NEXT, 1).err().expect("an unknown token");
+    let refused = collect_on(&Compute::host(), &model.checkpoint, &bad, None, NEXT, 1).err().expect("an unknown token");
     assert_eq!(refused.to_string(), "token 3 has the id 512, but the vocabulary ends at 512");
 
     let edit = |index: usize, weights: &mut LayerWeights| {
@@ -518,13 +561,9 @@ fn what_cannot_be_differentiated_is_refused() {
             weights.down.weight.data[0] = f32::NAN;
         }
     };
-    let broken = Edited { model: &model, edit: Box::new(edit), asked: RefCell::default() };
-    let mut tape = Tape::in_memory(model.config(), 2, 12, 1);
-    let samples = Samples { ids: &text.windows.ids, counted: None };
-    let each = |_, _| Ok::<_, GradientError>(());
-    let compute = Compute::host();
-    let collected = collect_gradients(&broken, &samples, &NEXT, &mut tape, &compute, |_, _, _| {}, each);
-    let refused = pollster::block_on(collected).expect_err("a weight that is no number");
+    let broken = Edited::new(&model, edit);
+    let refused =
+        collect_on(&Compute::host(), &broken, &text, None, NEXT, 1).err().expect("a weight that is no number");
     assert!(refused.to_string().starts_with("layer 3: the output holds values that are not finite"), "{refused}");
 }
 
@@ -533,28 +572,30 @@ fn a_folder_holds_what_was_collected_wherever_the_tape_was() {
     let model = open("opt-tiny-stories");
     let text = stories(&model, 3, 40);
     let options = GradientOptions { labels: Labels::Sampled { seed: 9 }, row_fisher: Some(RowFisher::PerExample) };
-    let expected = collect(&model, &text, None, options);
+    let expected = collect(&model.checkpoint, &text, None, options);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let compute = Compute::host();
-    let write = |name: &str, max_host_bytes| {
-        let run = GradientRun {
-            model: &model,
-            samples: &text,
-            counted: None,
-            options,
-            compute: &compute,
-            batch_tokens: 40,
-            max_host_bytes,
-            reporter: &Silent,
-        };
-        let target = folder.path().join(name);
-        let written = run::collect_gradients(&run, &target, modegpt::checkpoint::Existing::Refuse);
-        pollster::block_on(written)
+    let run = |max_host_bytes| GradientRun {
+        model: &model,
+        samples: &text,
+        counted: None,
+        options,
+        compute: &compute,
+        batch_tokens: 40,
+        max_host_bytes,
+        reporter: &Silent,
     };
-    // The tape takes 5 streams of 45 KiB; the rest of the plan is known only to the run, so the limit is searched.
+    let write = |name: &str, max_host_bytes| {
+        let (run, target) = (run(max_host_bytes), folder.path().join(name));
+        pollster::block_on(run::collect_gradients(&run, &target, modegpt::checkpoint::Existing::Refuse))
+    };
     let in_memory = write("memory", None).expect("gradients");
-    let needed = (0..).map(|mib| mib << 16).find(|bytes| write("disk", Some(*bytes)).is_ok()).expect("a limit");
-    println!("the smallest plan is {} KiB", needed >> 10);
+    let plan = run(None).memory_plan();
+    let enough = plan.host_bytes - plan.stream_bytes;
+    assert!(run(Some(enough)).memory_plan().stream_on_disk);
+    write("disk", Some(enough)).expect("gradients");
+    let refused = write("nowhere", Some(enough - 1)).expect_err("too little memory");
+    assert!(matches!(refused, RunError::Memory { .. }), "{refused}");
     for (layer, expected) in expected.layers.iter().enumerate() {
         let name = GradientsFolder::file_name(layer);
         let (found, header) = GradientsFolder::new(&in_memory).read(layer, model.fingerprint()).expect("a file");

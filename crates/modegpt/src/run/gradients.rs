@@ -13,7 +13,7 @@ use modegpt_statistics::{GradientsHeader, Labels};
 use modegpt_text::token_hash;
 
 use super::memory::{PROGRAM_BYTES, Workload, activation_bytes, layer_bytes};
-use super::{GradientsFolder, RunError};
+use super::{GradientsFolder, MemoryPlan, RunError};
 use crate::{Calibration, Model, Reporter};
 
 /// The tape, where it is kept on the disk. Its name is that of a scratch file, which go with an abandoned run.
@@ -55,6 +55,28 @@ pub async fn collect_gradients(run: &GradientRun<'_>, target: &Path, existing: E
 }
 
 impl GradientRun<'_> {
+    /// An estimate of the memory this run will take.
+    pub fn memory_plan(&self) -> MemoryPlan {
+        let windows = &self.samples.windows;
+        let config = self.model.config();
+        let tape = 4 * Tape::elements(config, windows.n, windows.seq_len) as u64;
+        // Attention is spelt out under autodiff, on the host too.
+        let work = Workload { n_samples: windows.n, seq_len: windows.seq_len, batch: self.batch(), is_host: false };
+        let weights = config.layers.iter().map(|shape| layer_bytes(config, shape)).max().unwrap_or(0);
+        let sums = config.layers.iter().map(|shape| sums_bytes(config, shape)).max().unwrap_or(0);
+        // The graph keeps activations, and as much again is in flight on the way back.
+        let device_bytes = weights + 2 * activation_bytes(config, work);
+        let without_tape = PROGRAM_BYTES + sums + device_bytes;
+        let stream_on_disk = self.max_host_bytes.is_some_and(|most| without_tape + tape > most);
+        MemoryPlan {
+            host_bytes: if stream_on_disk { without_tape } else { without_tape + tape },
+            device_bytes,
+            scratch_bytes: if stream_on_disk { tape } else { 0 },
+            stream_bytes: tape,
+            stream_on_disk,
+        }
+    }
+
     /// Refuses what cannot be done, before anything is written.
     ///
     /// # Errors
@@ -64,7 +86,7 @@ impl GradientRun<'_> {
         if found > most {
             return Err(RunError::SampleTooLong { found, most });
         }
-        let needed = self.bytes_without_tape();
+        let needed = self.memory_plan().host_bytes;
         match self.max_host_bytes {
             Some(allowed) if needed > allowed => {
                 Err(RunError::Memory { needed_mib: needed.div_ceil(1 << 20), allowed_mib: allowed >> 20 })
@@ -86,7 +108,7 @@ impl GradientRun<'_> {
         let windows = &self.samples.windows;
         let config = self.model.config();
         let n = Tape::elements(config, windows.n, windows.seq_len);
-        let on_disk = self.tape_on_disk();
+        let on_disk = self.memory_plan().stream_on_disk;
         let store: Box<dyn ResidualStore> =
             if on_disk { Box::new(TapeFile::create(tape, n)?) } else { Box::new(vec![0.0; n]) };
         let mut stream = Tape::new(store, config, windows.n, windows.seq_len, self.batch());
@@ -175,23 +197,6 @@ impl GradientRun<'_> {
     fn batch(&self) -> usize {
         let windows = &self.samples.windows;
         (self.batch_tokens / windows.seq_len).clamp(1, windows.n)
-    }
-
-    fn tape_on_disk(&self) -> bool {
-        let windows = &self.samples.windows;
-        let tape = 4 * Tape::elements(self.model.config(), windows.n, windows.seq_len) as u64;
-        self.max_host_bytes.is_some_and(|most| self.bytes_without_tape() + tape > most)
-    }
-
-    /// An estimate of the host memory needed beside the tape.
-    fn bytes_without_tape(&self) -> u64 {
-        let windows = &self.samples.windows;
-        let config = self.model.config();
-        let work = Workload { n_samples: windows.n, seq_len: windows.seq_len, batch: self.batch(), is_host: false };
-        let weights = config.layers.iter().map(|shape| layer_bytes(config, shape)).max().unwrap_or(0);
-        let sums = config.layers.iter().map(|shape| sums_bytes(config, shape)).max().unwrap_or(0);
-        // The graph keeps activations, and as much again is in flight on the way back.
-        PROGRAM_BYTES + weights + 2 * activation_bytes(config, work) + sums
     }
 }
 
