@@ -155,6 +155,10 @@ pub(crate) struct CalibrationArgs {
     #[arg(long, value_enum, default_value_t = Placement::Random)]
     pub(crate) placement: Placement,
 
+    /// Weigh errors with gradients of the loss, from a backward pass over about N of the calibration tokens
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "2048")]
+    pub(crate) fisher: Option<usize>,
+
     /// Sum statistics over so many consecutive parts of the samples, then over the parts
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) shards: usize,
@@ -196,12 +200,24 @@ pub(crate) struct TargetArgs {
     pub(crate) target_bytes: Option<u64>,
 
     /// The set of methods
-    #[arg(long, value_enum, default_value_t = ModeName::Paper)]
+    #[arg(long, value_enum, default_value_t = ModeName::Best)]
     pub(crate) mode: ModeName,
 
-    /// How the share is spread over the layers
-    #[arg(long, value_enum, default_value_t = AllocationName::BlockInfluence)]
-    pub(crate) allocation: AllocationName,
+    /// How the share is spread over the layers; by error curves in mode best, by block influence in mode paper
+    #[arg(long, value_enum)]
+    pub(crate) allocation: Option<AllocationName>,
+
+    /// How hidden units of the MLP are chosen, if not as the mode does
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub(crate) mlp: Option<MlpName>,
+
+    /// How queries and keys lose width, if not as the mode does
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub(crate) query_key: Option<QueryKeyName>,
+
+    /// In which metric values and outputs are truncated, if not as the mode does
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub(crate) value_output: Option<ValueOutputName>,
 
     /// Temperature of the allocation by block influence; chosen as sharp as the paper's if not given
     #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
@@ -227,6 +243,8 @@ pub(crate) struct TargetArgs {
 /// A set of methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ModeName {
+    /// Same statistics as the paper, better decisions: elimination, refits, allocation by error curves
+    Best,
     /// MoDeGPT as published: ridge leverage and Nyström, CR, SVD
     Paper,
 }
@@ -238,6 +256,35 @@ pub(crate) enum AllocationName {
     BlockInfluence,
     /// Every layer gives the same share
     Uniform,
+    /// Every layer and module gives where it costs least, by measured errors
+    ErrorCurves,
+}
+
+/// How hidden units are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MlpName {
+    /// The largest ridge leverage scores, all at once
+    Leverage,
+    /// One at a time, by what its loss costs after a refit of the others
+    Elimination,
+}
+
+/// How queries and keys lose width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QueryKeyName {
+    /// Columns or rotary pairs of the largest energy, as they are
+    Cr,
+    /// By what errors of the logits do, with a refit: complex gains of rotary pairs, or a joint SVD
+    Refit,
+}
+
+/// The metric of values and outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ValueOutputName {
+    /// That of the values
+    Values,
+    /// That of what attention delivers
+    Attention,
 }
 
 /// `modegpt compress`
@@ -327,6 +374,10 @@ pub(crate) struct CalibrateArgs {
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
 
+    /// Collect the inputs of whole maps too, which methods that factorise each matrix by itself need
+    #[arg(long, help_heading = "Calibration")]
+    pub(crate) inputs: bool,
+
     /// Add up statistics of the same model from these folders, in order, instead of calibrating
     #[arg(long, value_name = "FOLDER", num_args = 2.., conflicts_with = "calibration", help_heading = "Calibration")]
     pub(crate) merge: Vec<PathBuf>,
@@ -355,6 +406,10 @@ pub(crate) struct PlanArgs {
 
     #[command(flatten)]
     pub(crate) target: TargetArgs,
+
+    /// Weigh errors with the gradients that lie beside the statistics
+    #[arg(long)]
+    pub(crate) fisher: bool,
 
     /// Element type that a size in bytes is reckoned with; that of the model by default
     #[arg(long, value_enum)]

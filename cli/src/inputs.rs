@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use modegpt::architecture::DType;
 use modegpt::checkpoint::{Existing, FolderSource};
-use modegpt::compress::{Ridges, Rounding, Target};
-use modegpt::run::AllocationChoice;
+use modegpt::compress::{Methods, MlpMethod, Mode, QueryKeyMethod, Ridges, Rounding, Target, ValueOutputMethod};
+use modegpt::run::{AllocationChoice, PlanRequest};
 use modegpt::text_tools::{Corpus, Strategy, TextJoin};
 use modegpt::{Calibration, CalibrationOptions, CorpusOptions, Model, read_corpus};
 
-use crate::args::{AllocationName, CalibrationArgs, DTypeName, JoinName, Placement, ReadingArgs, TargetArgs};
+use crate::args::{
+    AllocationName, CalibrationArgs, DTypeName, JoinName, MlpName, ModeName, Placement, QueryKeyName, ReadingArgs,
+    TargetArgs, ValueOutputName,
+};
 use crate::failure::Failure;
 use crate::hub;
 use crate::progress::Bars;
@@ -107,7 +110,7 @@ pub(crate) fn draw_calibration(model: &Model, args: &CalibrationArgs) -> Result<
 }
 
 /// The size that was asked for.
-pub(crate) fn target(args: &TargetArgs) -> Result<Target, Failure> {
+fn target(args: &TargetArgs) -> Result<Target, Failure> {
     match (args.sparsity, args.target_params, args.target_bytes) {
         (Some(sparsity), _, _) => Ok(Target::Sparsity(sparsity)),
         (_, Some(params), _) => Ok(Target::Params(params)),
@@ -116,27 +119,57 @@ pub(crate) fn target(args: &TargetArgs) -> Result<Target, Failure> {
     }
 }
 
-/// How sparsity is spread.
-pub(crate) fn allocation(args: &TargetArgs) -> Result<AllocationChoice, Failure> {
+/// How a plan is to be made.
+pub(crate) fn plan_request(model: &Model, args: &TargetArgs) -> Result<PlanRequest, Failure> {
+    let mode = match args.mode {
+        ModeName::Best => Mode::Best,
+        ModeName::Paper => Mode::Paper,
+    };
+    let usual = PlanRequest::new(target(args)?, mode);
+    let default = Ridges::default();
+    Ok(PlanRequest {
+        methods: methods(args, usual.methods),
+        allocation: allocation(args, usual.allocation)?,
+        rounding: Some(rounding(model, args)),
+        ridges: Ridges { leverage: args.ridge, refit: args.refit_ridge, ..default },
+        ..usual
+    })
+}
+
+fn methods(args: &TargetArgs, usual: Methods) -> Methods {
+    Methods {
+        mlp: args.mlp.map_or(usual.mlp, |name| match name {
+            MlpName::Leverage => MlpMethod::Leverage,
+            MlpName::Elimination => MlpMethod::Elimination,
+        }),
+        mlp_bias: usual.mlp_bias,
+        query_key: args.query_key.map_or(usual.query_key, |name| match name {
+            QueryKeyName::Cr => QueryKeyMethod::Cr,
+            QueryKeyName::Refit => QueryKeyMethod::Refit,
+        }),
+        value_output: args.value_output.map_or(usual.value_output, |name| match name {
+            ValueOutputName::Values => ValueOutputMethod::Values,
+            ValueOutputName::Attention => ValueOutputMethod::Attention,
+        }),
+    }
+}
+
+fn allocation(args: &TargetArgs, usual: AllocationChoice) -> Result<AllocationChoice, Failure> {
     match (args.allocation, args.epsilon) {
-        (AllocationName::Uniform, None) => Ok(AllocationChoice::Uniform),
-        (AllocationName::Uniform, Some(_)) => {
-            Err(Failure::Usage("--epsilon belongs to --allocation block-influence".to_owned()))
-        }
-        (AllocationName::BlockInfluence, Some(epsilon)) => Ok(AllocationChoice::Epsilon(epsilon)),
-        (AllocationName::BlockInfluence, None) => Ok(AllocationChoice::Paper),
+        (Some(AllocationName::BlockInfluence), Some(epsilon)) => Ok(AllocationChoice::Epsilon(epsilon)),
+        (None, Some(epsilon)) if usual == AllocationChoice::Paper => Ok(AllocationChoice::Epsilon(epsilon)),
+        (_, Some(_)) => Err(Failure::Usage("--epsilon belongs to --allocation block-influence".to_owned())),
+        (Some(AllocationName::BlockInfluence), None) => Ok(AllocationChoice::Paper),
+        (Some(AllocationName::Uniform), None) => Ok(AllocationChoice::Uniform),
+        (Some(AllocationName::ErrorCurves), None) => Ok(AllocationChoice::ErrorCurves),
+        (None, None) => Ok(usual),
     }
 }
 
 /// The roundings that were asked for, the rest by the model's size.
-pub(crate) fn rounding(model: &Model, args: &TargetArgs) -> Rounding {
+fn rounding(model: &Model, args: &TargetArgs) -> Rounding {
     let usual = Rounding::default_for(model.config());
     Rounding { ff: args.round_ff.unwrap_or(usual.ff), head: args.round_head.unwrap_or(usual.head) }
-}
-
-/// The ridges.
-pub(crate) fn ridges(args: &TargetArgs) -> Ridges {
-    Ridges { leverage: args.ridge, refit: args.refit_ridge }
 }
 
 /// An element type by its name.

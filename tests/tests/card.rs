@@ -6,8 +6,12 @@
 
 use burn::tensor::Device;
 use burn::tensor::wgpu::WgpuBackend;
+use modegpt::Model;
 use modegpt::architecture::WeightProvider;
-use modegpt::calibration::{GramPath, observe_layer};
+use modegpt::calibration::{Collect, GramPath, Observing, observe_layer};
+use modegpt::gradient::{
+    GradientError, GradientOptions, Labels, LayerGradients, RowFisher, Samples, Tape, collect_gradients,
+};
 use modegpt::model_runtime::{Compute, ResidualStream};
 use modegpt_tests::{differences, logits, open, stories};
 
@@ -15,6 +19,8 @@ use modegpt_tests::{differences, logits, open, stories};
 const LOGITS: f32 = 2e-3;
 /// Relative to the geometric mean of the diagonal. Activations differ by some 1e-6 before they are multiplied.
 const GRAM: f64 = 2e-5;
+/// In the Frobenius norm.
+const GRADIENT: f32 = 1e-4;
 
 #[test]
 fn a_card_computes_what_the_processor_computes() {
@@ -62,4 +68,35 @@ fn a_card_computes_what_the_processor_computes() {
         }
     }
     assert!((on_host.block_influence() - on_card.block_influence()).abs() < 1e-5);
+
+    for name in ["opt-tiny-stories", "stories260k"] {
+        let model = open(name);
+        for labels in [Labels::Next, Labels::Sampled { seed: 3 }] {
+            let (on_host, on_card) = (gradients(&model, labels, &host), gradients(&model, labels, &card));
+            let difference = relative_difference(&on_card, &on_host);
+            println!("{name}, {labels:?}: gradients differ by {difference:.1e}");
+            assert!(difference <= GRADIENT, "{name}, {labels:?}: gradients differ by {difference}");
+        }
+    }
+}
+
+/// The gradient of the loss with respect to the embeddings, through every layer.
+fn gradients(model: &Model, labels: Labels, compute: &Compute) -> Vec<f32> {
+    let text = stories(model, 2, 24);
+    let mut tape = Tape::in_memory(model.config(), 2, 24, 2);
+    let samples = Samples { ids: &text.windows.ids, counted: None };
+    let options = GradientOptions { labels, row_fisher: Some(RowFisher::PerExample) };
+    let each = |_, gradients: LayerGradients| {
+        gradients.check().expect("sums that belong together");
+        Ok::<_, GradientError>(())
+    };
+    let weights = &model.checkpoint;
+    pollster::block_on(collect_gradients(weights, &samples, &options, &mut tape, compute, |_, _, _| {}, each))
+        .expect("gradients");
+    tape.load(0, &(0..2)).expect("the tape")
+}
+
+fn relative_difference(found: &[f32], expected: &[f32]) -> f32 {
+    let size = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
+    size(&mut found.iter().zip(expected).map(|(f, e)| f - e)) / size(&mut expected.iter().copied())
 }

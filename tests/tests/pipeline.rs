@@ -5,13 +5,13 @@
 use std::path::Path;
 
 use modegpt::architecture::WeightProvider;
-use modegpt::calibration::GramPath;
+use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::Existing;
-use modegpt::compress::{Ridges, Target};
+use modegpt::compress::{Mode, Target};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{
-    AllocationChoice, CalibrationRun, CompressionOptions, CompressionResult, PlanSource, StatisticsFolder, calibrate,
-    compress, merge_statistics,
+    AllocationChoice, CalibrationRun, CompressionOptions, CompressionResult, PlanRequest, PlanSource, StatisticsFolder,
+    calibrate, compress, merge_statistics,
 };
 use modegpt::text_tools::Corpus;
 use modegpt::{Calibration, EvaluationOptions, Model, Silent, evaluate};
@@ -23,6 +23,8 @@ fn run<'a>(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute)
         calibration,
         compute,
         gram_path: GramPath::Host,
+        collect: Collect { logits: true, inputs: true },
+        gradient_tokens: None,
         batch_tokens: 1024,
         n_shards: 1,
         max_host_bytes: None,
@@ -32,15 +34,11 @@ fn run<'a>(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute)
 
 fn options(sparsity: f64, allocation: AllocationChoice) -> CompressionOptions {
     CompressionOptions {
-        plan: PlanSource::Make {
-            target: Target::Sparsity(sparsity),
-            allocation,
-            rounding: None,
-            ridges: Ridges::default(),
-        },
+        plan: PlanSource::Make(PlanRequest { allocation, ..PlanRequest::new(Target::Sparsity(sparsity), Mode::Paper) }),
         dtype: None,
         strict: true,
         statistics: None,
+        gradients: false,
         existing: Existing::Refuse,
     }
 }

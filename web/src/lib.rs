@@ -5,7 +5,7 @@
 
 use modegpt::architecture::ModelConfig;
 use modegpt::checkpoint::total_params;
-use modegpt::compress::{Allocation, Plan, PlanOptions, Ridges, Rounding};
+use modegpt::compress::{Allocation, Mode, Plan, PlanOptions, Ridges, Rounding};
 use wasm_bindgen::prelude::wasm_bindgen;
 
 /// Parameters of the model that a `config.json` describes, embeddings included.
@@ -26,13 +26,15 @@ pub fn uniform_plan(config_json: &str, sparsity: f64) -> Result<String, String> 
     let config = read(config_json)?;
     let options = PlanOptions {
         sparsity,
+        mode: Mode::Paper,
+        methods: Mode::Paper.methods(),
         allocation: Allocation::Uniform {},
         rounding: Rounding::default_for(&config),
         ridges: Ridges::default(),
     };
     // Not measured; a uniform allocation does not look at them.
     let influences = vec![0.0; config.layers.len()];
-    Plan::new(&config, "", &influences, &options).map(|plan| plan.to_json()).map_err(|error| error.to_string())
+    Plan::new(&config, "", &influences, None, &options).map(|plan| plan.to_json()).map_err(|error| error.to_string())
 }
 
 fn read(config_json: &str) -> Result<ModelConfig, String> {

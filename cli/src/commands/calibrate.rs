@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use modegpt::calibration::Collect;
 use modegpt::run::{StatisticsFolder, calibrate, merge_statistics};
 use serde_json::json;
 
@@ -21,7 +22,9 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         let found = device::open(args.common.device)?;
         let calibration = inputs::draw_calibration(&model, &args.calibration)?;
         let bars = Bars::default();
-        let run = run_of(&model, &calibration, &found, &args.calibration, args.common.batch_tokens, &bars);
+        // Whatever a later compression may need.
+        let collect = Collect { logits: true, inputs: args.inputs };
+        let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars);
         announce(&model, &calibration, &found, run.memory_plan());
         pollster::block_on(calibrate(&run, &args.output, existing))?
     } else {

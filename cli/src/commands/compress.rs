@@ -4,14 +4,16 @@ use std::path::Path;
 use std::time::Instant;
 
 use modegpt::architecture::{DType, Family, ModelConfig};
-use modegpt::compress::{LayerReport, Plan};
+use modegpt::calibration::Collect;
+use modegpt::compress::{LayerReport, Mode, Plan, QueryKeyMethod};
 use modegpt::run::{
-    CalibrationRun, CompressionOptions, CompressionResult, MemoryPlan, PlanSource, StatisticsFolder, compress,
+    CalibrationRun, CompressionOptions, CompressionResult, MemoryPlan, PlanSource, StatisticsFolder, check_request,
+    compress,
 };
 use modegpt::{Calibration, Model, Reporter};
 use serde::Serialize;
 
-use crate::args::CompressArgs;
+use crate::args::{CalibrationArgs, CompressArgs};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::Bars;
@@ -21,7 +23,7 @@ use crate::{device, inputs, printer, process_memory};
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
     output: String,
-    mode: &'static str,
+    mode: Mode,
     pub(crate) params_before: u64,
     pub(crate) params_after: u64,
     pub(crate) block_params_before: u64,
@@ -56,16 +58,12 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     let options = CompressionOptions {
         plan: match plan {
             Some(plan) => PlanSource::Given(Box::new(plan)),
-            None => PlanSource::Make {
-                target: inputs::target(&args.target)?,
-                allocation: inputs::allocation(&args.target)?,
-                rounding: Some(inputs::rounding(&model, &args.target)),
-                ridges: inputs::ridges(&args.target),
-            },
+            None => PlanSource::Make(inputs::plan_request(&model, &args.target)?),
         },
         dtype: args.dtype.map(inputs::dtype),
         strict: args.strict,
         statistics: args.statistics.as_ref().map(StatisticsFolder::new),
+        gradients: args.calibration.fisher.is_some(),
         existing: inputs::existing(args.force, args.resume),
     };
     // Found out before any work: a sparsity that cannot be reached.
@@ -75,7 +73,11 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         None => inputs::draw_calibration(&model, &args.calibration)?,
     };
     let bars = Bars::default();
-    let run = calibration_run(&model, &calibration, &found, args, &bars);
+    let collect = match &options.plan {
+        PlanSource::Make(request) => request.collect(),
+        PlanSource::Given(plan) => Collect { logits: plan.methods.query_key == QueryKeyMethod::Refit, inputs: false },
+    };
+    let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars);
     announce(&model, &calibration, &found, run.memory_plan());
     let result = pollster::block_on(compress(&run, &options, &args.output))?;
     let summary = summarise(&result, args, &model, &calibration, &found, run.memory_plan(), begin);
@@ -90,23 +92,10 @@ fn plan_source_of_file(args: &CompressArgs) -> Result<Option<Plan>, Failure> {
 }
 
 fn check_target(model: &Model, options: &CompressionOptions) -> Result<(), Failure> {
-    if let PlanSource::Make { target, allocation, rounding, ridges } = &options.plan {
-        let equal = vec![0.5; model.config().layers.len()];
-        let dtype = options.dtype.unwrap_or(model.checkpoint.dtype());
-        modegpt::run::make_plan(model, &equal, *target, *allocation, *rounding, *ridges, dtype)?;
+    if let PlanSource::Make(request) = &options.plan {
+        check_request(model, request, options.dtype.unwrap_or(model.checkpoint.dtype()))?;
     }
     Ok(())
-}
-
-/// The run that the arguments ask for, with fewer tokens at once if the device's memory asks for it.
-fn calibration_run<'a>(
-    model: &'a Model,
-    calibration: &'a Calibration,
-    found: &'a FoundDevice,
-    args: &CompressArgs,
-    bars: &'a Bars,
-) -> CalibrationRun<'a> {
-    run_of(model, calibration, found, &args.calibration, args.common.batch_tokens, bars)
 }
 
 /// A calibration run with as many tokens at once as the device's memory allows.
@@ -114,7 +103,8 @@ pub(crate) fn run_of<'a>(
     model: &'a Model,
     calibration: &'a Calibration,
     found: &'a FoundDevice,
-    args: &crate::args::CalibrationArgs,
+    args: &CalibrationArgs,
+    collect: Collect,
     batch_tokens: usize,
     reporter: &'a dyn Reporter,
 ) -> CalibrationRun<'a> {
@@ -123,6 +113,8 @@ pub(crate) fn run_of<'a>(
         calibration,
         compute: &found.compute,
         gram_path: found.gram_path,
+        collect,
+        gradient_tokens: args.fisher,
         batch_tokens,
         n_shards: args.shards,
         max_host_bytes: args.max_ram,
@@ -190,7 +182,7 @@ fn summarise(
     let (params_before, params_after) = result.params;
     Summary {
         output: result.folder.display().to_string(),
-        mode: "paper",
+        mode: result.plan.mode,
         params_before,
         params_after,
         block_params_before: totals.block_params_before,

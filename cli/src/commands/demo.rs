@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use modegpt::checkpoint::{Existing, FolderSource, MemorySource};
-use modegpt::compress::{Ridges, Target};
+use modegpt::compress::{Mode, Target};
 use modegpt::evaluation::SamplerOptions;
-use modegpt::run::{AllocationChoice, CalibrationRun, CompressionOptions, PlanSource, compress};
+use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
 use modegpt::text_tools::{Corpus, Strategy};
 use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model};
 use serde::Serialize;
@@ -114,11 +114,14 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
     };
     let calibration = Calibration::draw(model, &[Corpus::from_plain("calibration.txt", CALIBRATION)?], options)?;
     let bars = Bars::default();
+    let request = PlanRequest::new(Target::Sparsity(args.sparsity), Mode::Best);
     let run = CalibrationRun {
         model,
         calibration: &calibration,
         compute: &found.compute,
         gram_path: found.gram_path,
+        collect: request.collect(),
+        gradient_tokens: None,
         batch_tokens: args.common.batch_tokens,
         n_shards: 1,
         max_host_bytes: None,
@@ -126,15 +129,11 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
     };
     announce(model, &calibration, found, run.memory_plan());
     let options = CompressionOptions {
-        plan: PlanSource::Make {
-            target: Target::Sparsity(args.sparsity),
-            allocation: AllocationChoice::Paper,
-            rounding: None,
-            ridges: Ridges::default(),
-        },
+        plan: PlanSource::Make(request),
         dtype: None,
         strict: false,
         statistics: None,
+        gradients: false,
         existing: Existing::Refuse,
     };
     let result = pollster::block_on(compress(&run, &options, target))?;

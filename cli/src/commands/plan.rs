@@ -1,22 +1,30 @@
 //! `modegpt plan`
 
 use modegpt::compress::Plan;
-use modegpt::run::{StatisticsFolder, make_plan};
+use modegpt::run::{AllocationChoice, GradientsFolder, Known, StatisticsFolder, check_request, make_plan};
 
 use crate::args::PlanArgs;
 use crate::failure::Failure;
+use crate::progress::Bars;
 use crate::{inputs, printer};
 
 /// Runs the command.
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let target = inputs::target(&args.target)?;
-    let allocation = inputs::allocation(&args.target)?;
     let model = inputs::open_model(&args.model.model)?;
     let statistics = StatisticsFolder::new(&args.statistics);
     let (influences, _) = statistics.influences(model.config().layers.len(), model.fingerprint())?;
-    let rounding = Some(inputs::rounding(&model, &args.target));
+    let request = inputs::plan_request(&model, &args.target)?;
     let dtype = args.dtype.map_or(model.checkpoint.dtype(), inputs::dtype);
-    let plan = make_plan(&model, &influences, target, allocation, rounding, inputs::ridges(&args.target), dtype)?;
+    check_request(&model, &request, dtype)?;
+    let curves = if request.allocation == AllocationChoice::ErrorCurves {
+        let gradients = args.fisher.then(|| GradientsFolder::new(&args.statistics));
+        let known = Known { model: &model, statistics: &statistics, gradients: gradients.as_ref() };
+        let surveys = known.survey(&request, None, &Bars::default())?;
+        Some(surveys.into_iter().map(|survey| survey.curves).collect())
+    } else {
+        None
+    };
+    let plan = make_plan(&model, &influences, curves, &request, dtype)?;
     let Some(file) = &args.output else {
         return printer::piece(&plan.to_json());
     };

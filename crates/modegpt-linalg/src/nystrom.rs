@@ -92,7 +92,7 @@ fn inner(a: &Mat<f64>, b: &Mat<f64>) -> f64 {
     a.col_iter().zip(b.col_iter()).map(|(a, b)| a.transpose() * b).sum()
 }
 
-fn complement(kept: &[usize], dim: usize) -> Vec<usize> {
+pub(crate) fn complement(kept: &[usize], dim: usize) -> Vec<usize> {
     let mut is_kept = vec![false; dim];
     for &index in kept {
         is_kept[index] = true;

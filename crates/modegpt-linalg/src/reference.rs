@@ -42,6 +42,64 @@ pub fn nystrom(gram: MatRef<'_, f64>, kept: &[usize], down: MatRef<'_, f64>) -> 
     Ok(kept_block.svd().map_err(no_convergence)?.pseudoinverse() * kept_rows * down)
 }
 
+/// The Nyström refit with an intercept: a unit that always fires is always kept, and its row is the bias.
+///
+/// # Errors
+/// Those of [`nystrom`].
+pub fn nystrom_affine(
+    gram: MatRef<'_, f64>,
+    sum: &[f64],
+    n_tokens: u64,
+    kept: &[usize],
+    down: MatRef<'_, f64>,
+) -> Result<(Mat<f64>, Vec<f64>), Error> {
+    let dim = gram.nrows();
+    let with_constant = Mat::from_fn(dim + 1, dim + 1, |i, j| match (i == dim, j == dim) {
+        (false, false) => gram[(i, j)],
+        (false, true) => sum[i],
+        (true, false) => sum[j],
+        (true, true) => n_tokens as f64,
+    });
+    let with_bias = Mat::from_fn(dim + 1, down.ncols(), |i, j| if i == dim { 0.0 } else { down[(i, j)] });
+    let refit = nystrom(with_constant.as_ref(), &[kept, &[dim]].concat(), with_bias.as_ref())?;
+    let (weights, bias) = refit.split_at_row(kept.len());
+    Ok((weights.to_owned(), bias.row(0).iter().copied().collect()))
+}
+
+/// Greedy elimination from scratch at every step: the units removed, in order, until `n_kept` are left.
+///
+/// ```text
+/// W_J' = (C_JJ + λI)⁻¹ (C + λI)_J: W,      Δ_i = w'_i M w'_iᵀ / [(C_JJ + λI)⁻¹]_ii,      the smallest goes
+/// ```
+///
+/// with `λ = ridge` absolute. Units without energy cost nothing; ties go by lower energy, then by higher index.
+pub fn eliminate_units(
+    gram: MatRef<'_, f64>,
+    down: MatRef<'_, f64>,
+    metric: MatRef<'_, f64>,
+    ridge: f64,
+    n_kept: usize,
+) -> Vec<usize> {
+    let dim = gram.nrows();
+    let regularised = Mat::from_fn(dim, dim, |i, j| gram[(i, j)] + if i == j { ridge } else { 0.0 });
+    let mut kept: Vec<usize> = (0..dim).collect();
+    let mut order = Vec::new();
+    while kept.len() > n_kept {
+        let kept_rows = rows_of(regularised.as_ref(), &kept); // (C + λI)_J:, [k, d_ff]
+        let inverse = Mat::from_fn(kept.len(), kept.len(), |i, j| kept_rows[(i, kept[j])]).partial_piv_lu().inverse();
+        let refitted = &inverse * kept_rows * down;
+        let costs = &refitted * metric * refitted.transpose();
+        let cost = |i: usize| if gram[(kept[i], kept[i])] > 0.0 { costs[(i, i)] / inverse[(i, i)] } else { 0.0 };
+        let energy = |i: usize| gram[(kept[i], kept[i])];
+        let cheapest = (0..kept.len())
+            .rev() // `min_by` takes the first of equals
+            .min_by(|&a, &b| cost(a).total_cmp(&cost(b)).then(energy(a).total_cmp(&energy(b))))
+            .expect("more than `n_kept` are left");
+        order.push(kept.remove(cheapest));
+    }
+    order
+}
+
 /// Algorithm 2: `s_i = ‖C_Q^½[:,i]‖ ‖C_K^½[:,i]‖`.
 ///
 /// # Errors
@@ -87,6 +145,96 @@ pub fn symmetric_root(matrix: MatRef<'_, f64>) -> Result<Mat<f64>, Error> {
     let (values, vectors) = eigen_descending(matrix)?;
     let scaled = Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| vectors[(i, j)] * values[j].max(0.0).sqrt());
     Ok(scaled * vectors.transpose())
+}
+
+/// The joint query and key factors of one head, `[d, k]` each, through the roots of both Grams.
+///
+/// ```text
+/// P Σ Tᵀ = svd(C_Q^½ C_K^½),      A = C_Q^-½ P_k Σ_k^½,      B = C_K^-½ T_k Σ_k^½
+/// ```
+///
+/// Both Grams are `[d, d]` and positive definite.
+///
+/// # Errors
+/// Those of [`symmetric_root`], and [`Error::NoConvergence`] if the singular value decomposition fails.
+pub fn joint_query_key(
+    query_gram: MatRef<'_, f64>,
+    key_gram: MatRef<'_, f64>,
+    rank: usize,
+) -> Result<(Mat<f64>, Mat<f64>), Error> {
+    let (query, key) = (symmetric_root(query_gram)?, symmetric_root(key_gram)?);
+    let (rows, columns) = (query.nrows(), key.ncols());
+    let svd = (&query * &key).thin_svd().map_err(|_| Error::NoConvergence { rows, columns })?;
+    let roots = svd.S().column_vector();
+    let scaled = |vectors: MatRef<'_, f64>| Mat::from_fn(rows, rank, |i, r| vectors[(i, r)] * roots[r].sqrt());
+    let inverse = |root: &Mat<f64>| root.partial_piv_lu().inverse();
+    Ok((inverse(&query) * scaled(svd.U()), inverse(&key) * scaled(svd.V())))
+}
+
+/// `A = P⁻¹ U_r Σ_r` and `B = V_rᵀ Q⁻¹` of `P W Q = U Σ Vᵀ`, with `P` and `Q` square and regular.
+///
+/// # Errors
+/// [`Error::NoConvergence`] if the singular value decomposition fails.
+pub fn weighted_svd(
+    weight: MatRef<'_, f64>,
+    input: MatRef<'_, f64>,
+    output: MatRef<'_, f64>,
+    rank: usize,
+) -> Result<(Mat<f64>, Mat<f64>), Error> {
+    let (rows, columns) = weight.shape();
+    let svd = (input * weight * output).thin_svd().map_err(|_| Error::NoConvergence { rows, columns })?;
+    let scaled = Mat::from_fn(rows, rank, |i, r| svd.U()[(i, r)] * svd.S().column_vector()[r]);
+    let a = input.partial_piv_lu().inverse() * scaled;
+    let b = svd.V().get(.., ..rank).transpose() * output.partial_piv_lu().inverse();
+    Ok((a, b))
+}
+
+/// The real, then the imaginary parts of the gains of the kept rotary pairs: the least-squares fit of all logits.
+///
+/// `gram` is `[2 n_pairs, 2 n_pairs]`, of the features of [`eliminate_pairs`](crate::eliminate_pairs).
+///
+/// # Errors
+/// Those of [`nystrom`].
+pub fn rotary_gains(gram: MatRef<'_, f64>, kept: &[usize]) -> Result<Vec<f64>, Error> {
+    let n_pairs = gram.nrows() / 2;
+    let features: Vec<usize> = kept.iter().copied().chain(kept.iter().map(|pair| pair + n_pairs)).collect();
+    let dense = Mat::from_fn(2 * n_pairs, 1, |i, _| f64::from(i < n_pairs));
+    let fitted = nystrom(gram, &features, dense.as_ref())?;
+    Ok(fitted.col(0).iter().copied().collect())
+}
+
+/// The order of removal of rotary pairs, every candidate of every step fitted by itself.
+///
+/// # Errors
+/// Those of [`nystrom`].
+pub fn eliminate_pairs(grams: &[Mat<f64>]) -> Result<Vec<usize>, Error> {
+    let n_pairs = grams[0].nrows() / 2;
+    let mut kept: Vec<usize> = (0..n_pairs).collect();
+    let mut order = vec![];
+    while !kept.is_empty() {
+        let mut best = (f64::INFINITY, 0);
+        for position in (0..kept.len()).rev() {
+            let mut rest = kept.clone();
+            rest.remove(position);
+            let errors = grams.iter().map(|gram| rotary_error(gram.as_ref(), &rest));
+            let error = errors.sum::<Result<f64, Error>>()?;
+            best = if error < best.0 { (error, position) } else { best };
+        }
+        order.push(kept.remove(best.1));
+    }
+    Ok(order)
+}
+
+/// `‖f c₀ - f_J c‖²` with the gains of [`rotary_gains`].
+fn rotary_error(gram: MatRef<'_, f64>, kept: &[usize]) -> Result<f64, Error> {
+    let n_pairs = gram.nrows() / 2;
+    let gains = rotary_gains(gram, kept)?;
+    let mut residual = Mat::from_fn(2 * n_pairs, 1, |i, _| f64::from(i < n_pairs));
+    for (i, &pair) in kept.iter().enumerate() {
+        residual[(pair, 0)] -= gains[i];
+        residual[(pair + n_pairs, 0)] -= gains[i + kept.len()];
+    }
+    Ok((residual.transpose() * gram * &residual)[(0, 0)])
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ pub fn value_output(value_gram: &Gram, output_gram: MatRef<'_, f64>, rank: usize
     } else {
         balanced_factors(&root, directions.get(.., ..rank))
     };
-    let error = spectrum[rank..].iter().sum();
+    let error = 0.0 + spectrum[rank..].iter().sum::<f64>(); // an empty sum is -0
     Ok(ValueOutput { encode, decode, spectrum, error, jitter: root.jitter, condition: root.condition })
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{
 };
 use modegpt_architecture::{Linear as LinearWeights, ModelConfig};
 
-use crate::{Compute, KvCache, block::Taps, linear::Linear, rope::RotaryTables};
+use crate::{Compute, KvCache, Point, Probe, linear::Linear, rope::RotaryTables};
 
 /// ```text
 /// a_j = softmax(q_j k_g(j)ᵀ / sqrt(d_head)) v_g(j),   y = Σ_j a_j W_O,j + b_O
@@ -64,11 +64,12 @@ impl Attention {
         rotary: Option<&RotaryTables>,
         cache: Option<&mut KvCache>,
         compute: &Compute,
-        taps: &mut Taps,
+        probe: &mut dyn Probe,
     ) -> Tensor<2> {
-        let query = taps.query.see(self.query.forward(x.clone()));
-        let key = taps.key.see(self.key.forward(x.clone()));
-        let value = taps.value.see(self.value.forward(x));
+        let x = probe.pass(Point::AttentionInput, x);
+        let query = probe.pass(Point::Query, self.query.forward(x.clone()));
+        let key = probe.pass(Point::Key, self.key.forward(x.clone()));
+        let value = probe.pass(Point::Value, self.value.forward(x));
 
         let mut query = split_heads(query, batch, self.n_heads);
         let mut key = split_heads(key, batch, self.n_kv_heads);
@@ -82,12 +83,13 @@ impl Attention {
         }
         let group = self.n_heads / self.n_kv_heads;
         let heads = self.attend(query, repeat_heads(key, group), repeat_heads(value, group), compute);
-        let heads = taps.attention.see(join_heads(heads));
+        let heads = probe.pass(Point::Attention, join_heads(heads));
         let heads = match &self.value_bias {
             Some(bias) => heads + bias.clone(),
             None => heads,
         };
-        self.output.forward(heads)
+        let heads = probe.pass(Point::OutputInput, heads);
+        probe.pass(Point::Output, self.output.forward(heads))
     }
 
     /// Equal numbers of heads in, `[batch, n_heads, queries, d_v]` out. The last query sees every key.

@@ -6,7 +6,8 @@ use burn::tensor::{
 };
 use modegpt_architecture::{Activation, LayerShape, LayerWeights, Linear as LinearWeights, ModelConfig, NormPlacement};
 
-use crate::{Compute, KvCache, attention::Attention, linear::Linear, norm::Norm, rope::RotaryTables};
+use crate::probe::{Closed, Keep};
+use crate::{Compute, KvCache, Point, Probe, attention::Attention, linear::Linear, norm::Norm, rope::RotaryTables};
 
 /// A decoder block on the device. Its widths are those of its weights.
 #[derive(Clone, Debug)]
@@ -60,32 +61,36 @@ impl Block {
 
     /// Applies the block to whole sequences, `[batch, tokens, d_model]` in and out.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.run(x, None, &mut Taps::closed())
+        self.run(x, None, &mut Closed)
     }
 
     /// Applies the block and also gives what passes inside it.
     pub fn observe(&self, x: Tensor<3>) -> (Tensor<3>, Observations) {
-        let mut taps = Taps::open();
-        let y = self.run(x, None, &mut taps);
-        (y, taps.into_observations())
+        let mut kept = Keep::default();
+        let y = self.run(x, None, &mut kept);
+        (y, kept.into_observations())
+    }
+
+    /// Applies the block and lets `probe` see, and replace, what passes inside it.
+    pub fn probe(&self, x: Tensor<3>, probe: &mut dyn Probe) -> Tensor<3> {
+        self.run(x, None, probe)
     }
 
     /// Applies the block to the next tokens of one sequence, `[1, tokens, d_model]`: either all of its first ones, into an
     /// empty cache, or one at a time.
     pub fn extend(&self, x: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
-        self.run(x, Some(cache), &mut Taps::closed())
+        self.run(x, Some(cache), &mut Closed)
     }
 
-    fn run(&self, x: Tensor<3>, cache: Option<&mut KvCache>, taps: &mut Taps) -> Tensor<3> {
+    fn run(&self, x: Tensor<3>, cache: Option<&mut KvCache>, probe: &mut dyn Probe) -> Tensor<3> {
         let [batch, tokens, d_model] = x.dims();
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = RotaryTables::new(&self.config, &self.shape, start, tokens, &self.compute);
         let x = x.reshape([batch * tokens, d_model]);
         let x = self.around(x, &self.attention_norm, |x| {
-            let x = taps.attention_input.see(x);
-            self.attention.forward(x, batch, rotary.as_ref(), cache, &self.compute, taps)
+            self.attention.forward(x, batch, rotary.as_ref(), cache, &self.compute, probe)
         });
-        let x = self.around(x, &self.mlp_norm, |x| self.mlp.forward(taps.mlp_input.see(x), &mut taps.hidden));
+        let x = self.around(x, &self.mlp_norm, |x| self.mlp.forward(x, probe));
         x.reshape([batch, tokens, d_model])
     }
 
@@ -123,12 +128,17 @@ impl Mlp {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, tap: &mut Tap) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, probe: &mut dyn Probe) -> Tensor<2> {
+        let x = probe.pass(Point::MlpInput, x);
         let hidden = match &self.gate {
-            Some(gate) => self.activate(gate.forward(x.clone())) * self.up.forward(x),
-            None => self.activate(self.up.forward(x)),
+            Some(gate) => {
+                let gate = probe.pass(Point::Gate, gate.forward(x.clone()));
+                self.activate(gate) * probe.pass(Point::Up, self.up.forward(x))
+            }
+            None => self.activate(probe.pass(Point::Up, self.up.forward(x))),
         };
-        self.down.forward(tap.see(hidden))
+        let hidden = probe.pass(Point::Hidden, hidden);
+        probe.pass(Point::Down, self.down.forward(hidden))
     }
 
     fn activate(&self, x: Tensor<2>) -> Tensor<2> {
@@ -137,66 +147,6 @@ impl Mlp {
             Activation::Gelu => gelu(x),
             Activation::GeluTanh => gelu_approximate(x),
             Activation::Silu => silu(x),
-        }
-    }
-}
-
-/// Keeps what flows past, if it is open.
-#[derive(Default)]
-pub(crate) struct Tap {
-    open: bool,
-    seen: Option<Tensor<2>>,
-}
-
-impl Tap {
-    pub(crate) fn see(&mut self, x: Tensor<2>) -> Tensor<2> {
-        if self.open {
-            self.seen = Some(x.clone());
-        }
-        x
-    }
-}
-
-/// One tap for each of [`Observations`].
-#[derive(Default)]
-pub(crate) struct Taps {
-    pub(crate) query: Tap,
-    pub(crate) key: Tap,
-    pub(crate) value: Tap,
-    pub(crate) attention: Tap,
-    pub(crate) hidden: Tap,
-    pub(crate) attention_input: Tap,
-    pub(crate) mlp_input: Tap,
-}
-
-impl Taps {
-    fn closed() -> Self {
-        Self::default()
-    }
-
-    fn open() -> Self {
-        let tap = || Tap { open: true, seen: None };
-        Self {
-            query: tap(),
-            key: tap(),
-            value: tap(),
-            attention: tap(),
-            hidden: tap(),
-            attention_input: tap(),
-            mlp_input: tap(),
-        }
-    }
-
-    fn into_observations(self) -> Observations {
-        let seen = |tap: Tap| tap.seen.expect("every open tap is passed once in a forward pass");
-        Observations {
-            query: seen(self.query),
-            key: seen(self.key),
-            value: seen(self.value),
-            attention: seen(self.attention),
-            hidden: seen(self.hidden),
-            attention_input: seen(self.attention_input),
-            mlp_input: seen(self.mlp_input),
         }
     }
 }

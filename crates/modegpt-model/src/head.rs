@@ -78,7 +78,7 @@ impl Head {
     }
 
     /// The parts of the vocabulary that are on the device one after another.
-    fn chunks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+    pub fn chunks(&self) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
         let (vocab, rows) = (self.vocab, self.chunk_rows);
         (0..vocab).step_by(rows).map(move |start| start..(start + rows).min(vocab))
     }

@@ -9,6 +9,7 @@
 //! `1 / sqrt(d_head)` with the *original* head width, whatever is left of the heads.
 //!
 //! [`Block::observe`] returns, beside its output, the activations that calibration looks at: no hooks, only values.
+//! [`Block::probe`] lets a [`Probe`] see everything, and change it on its way, as gradients need.
 //!
 //! All arithmetic is f32. On graphics cards attention is built from plain products and a softmax, since fused kernels
 //! round their operands to half precision; see [`Compute`].
@@ -22,6 +23,7 @@ mod embedding;
 mod head;
 mod linear;
 mod norm;
+mod probe;
 mod rope;
 mod stream;
 
@@ -31,4 +33,5 @@ pub use compute::{Compute, ComputeError};
 pub use decoder::Decoder;
 pub use embedding::Embedder;
 pub use head::{Head, TokenScores};
+pub use probe::{Point, Probe};
 pub use stream::{ResidualStore, ResidualStream, StoreError};

@@ -19,7 +19,7 @@ use std::{borrow::Cow, collections::HashMap};
 
 use modegpt_linalg::Gram;
 use safetensors::{Dtype, SafeTensors, View};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{Error, InputGrams, LayerStatistics, statistics::shape_error};
 
@@ -114,12 +114,12 @@ impl LayerStatistics {
     /// [`Error`] if the bytes are not such a file of this version, lack a tensor or hold an unknown one, if shapes do
     /// not fit each other, or if [`LayerStatistics::check`] refuses the numbers. Memory use is bounded by `bytes`.
     pub fn from_bytes(bytes: &[u8]) -> Result<(Self, StatisticsHeader), Error> {
-        let FileHeader { header, n_tokens, logit_queries } = read_header(bytes)?;
+        let FileHeader { header, n_tokens, logit_queries } =
+            read_header(bytes, METADATA_KEY, StatisticsHeader::VERSION)?;
         let tensors = SafeTensors::deserialize(bytes)?;
-        if let Some(name) = tensors.names().into_iter().find(|name| !TENSORS.contains(name)) {
-            return Err(Error::UnknownTensor { name: name.to_owned() });
-        }
+        refuse_unknown(&tensors, |name| TENSORS.contains(&name))?;
         let stored = |name| Stored::read(&tensors, name);
+        let optional = |name| Stored::read_optional(&tensors, name);
         let statistics = Self {
             n_tokens,
             influence_sum: stored("influence_sum")?.scalar()?,
@@ -129,12 +129,12 @@ impl LayerStatistics {
             key: stored("key")?.grams()?,
             key_sum: stored("key_sum")?.rows()?,
             value: stored("value")?.grams()?,
-            attention_output: optional(stored("attention_output"))?.map_or(Ok(Vec::new()), Stored::grams)?,
+            attention_output: optional("attention_output")?.map_or(Ok(Vec::new()), Stored::grams)?,
             residual_sum: stored("residual_sum")?.scalar()?,
             inverse_residual_sum: stored("inverse_residual_sum")?.scalar()?,
-            logit: optional(stored("logit"))?.map_or(Ok(Vec::new()), Stored::grams)?,
+            logit: optional("logit")?.map_or(Ok(Vec::new()), Stored::grams)?,
             logit_queries,
-            inputs: match optional(stored("attention_input"))? {
+            inputs: match optional("attention_input")? {
                 None => None,
                 Some(attention) => Some(InputGrams {
                     attention: attention.gram()?,
@@ -169,38 +169,40 @@ impl LayerStatistics {
     }
 }
 
-/// `None` for a tensor that is not there.
-fn optional(stored: Result<Stored<'_>, Error>) -> Result<Option<Stored<'_>>, Error> {
-    match stored {
-        Err(Error::MissingTensor { .. }) => Ok(None),
-        stored => stored.map(Some),
-    }
-}
-
-fn read_header(bytes: &[u8]) -> Result<FileHeader, Error> {
+/// The JSON under `key` of the metadata, if its `header` has the given version.
+pub(crate) fn read_header<H: DeserializeOwned>(bytes: &[u8], key: &str, expected: u32) -> Result<H, Error> {
     let (_, metadata) = SafeTensors::read_metadata(bytes)?;
-    let json = metadata.metadata().as_ref().and_then(|map| map.get(METADATA_KEY));
-    let json = json.ok_or_else(|| Error::Header { reason: format!("metadata `{METADATA_KEY}` is missing") })?;
+    let json = metadata.metadata().as_ref().and_then(|map| map.get(key));
+    let json = json.ok_or_else(|| Error::Header { reason: format!("metadata `{key}` is missing") })?;
     let unreadable = |error: serde_json::Error| Error::Header { reason: error.to_string() };
-    let VersionOnly { header: VersionField { version } } = serde_json::from_str(json).map_err(unreadable)?;
-    if version != StatisticsHeader::VERSION {
-        return Err(Error::Version { expected: StatisticsHeader::VERSION, found: version });
+    let VersionOnly { header: VersionField { version: found } } = serde_json::from_str(json).map_err(unreadable)?;
+    if found != expected {
+        return Err(Error::Version { expected, found });
     }
     serde_json::from_str(json).map_err(unreadable)
 }
 
+/// # Errors
+/// [`Error::UnknownTensor`] with the first tensor that is not `known`.
+pub(crate) fn refuse_unknown(tensors: &SafeTensors<'_>, known: impl Fn(&str) -> bool) -> Result<(), Error> {
+    match tensors.names().into_iter().find(|name| !known(name)) {
+        Some(name) => Err(Error::UnknownTensor { name: name.to_owned() }),
+        None => Ok(()),
+    }
+}
+
 /// Rows of equal length that are written one after another, without an intermediate copy of all of them.
-struct Rows<'a> {
+pub(crate) struct Rows<'a> {
     shape: Vec<usize>,
     rows: Vec<&'a [f64]>,
 }
 
 impl<'a> Rows<'a> {
-    fn vector(values: &'a [f64]) -> Self {
+    pub(crate) fn vector(values: &'a [f64]) -> Self {
         Self { shape: vec![values.len()], rows: vec![values] }
     }
 
-    fn matrix(rows: Vec<&'a [f64]>) -> Self {
+    pub(crate) fn matrix(rows: Vec<&'a [f64]>) -> Self {
         Self { shape: vec![rows.len(), rows.first().map_or(0, |row| row.len())], rows }
     }
 }
@@ -226,14 +228,14 @@ impl View for Rows<'_> {
 }
 
 /// A tensor of a file, its values not yet read.
-struct Stored<'a> {
+pub(crate) struct Stored<'a> {
     name: &'static str,
     shape: Vec<usize>,
     bytes: &'a [u8],
 }
 
 impl<'a> Stored<'a> {
-    fn read(tensors: &SafeTensors<'a>, name: &'static str) -> Result<Self, Error> {
+    pub(crate) fn read(tensors: &SafeTensors<'a>, name: &'static str) -> Result<Self, Error> {
         let view = tensors.tensor(name).map_err(|_| Error::MissingTensor { name })?;
         if view.dtype() != Dtype::F64 {
             return Err(shape_error(name, "elements of type F64", format!("{:?}", view.dtype())));
@@ -245,19 +247,26 @@ impl<'a> Stored<'a> {
         Ok(Self { name, shape: view.shape().to_vec(), bytes: view.data() })
     }
 
+    pub(crate) fn read_optional(tensors: &SafeTensors<'a>, name: &'static str) -> Result<Option<Self>, Error> {
+        match Self::read(tensors, name) {
+            Err(Error::MissingTensor { .. }) => Ok(None),
+            stored => stored.map(Some),
+        }
+    }
+
     fn values(&self) -> impl Iterator<Item = f64> {
         let (elements, _) = self.bytes.as_chunks();
         elements.iter().map(|bytes| f64::from_le_bytes(*bytes))
     }
 
-    fn vector(self) -> Result<Vec<f64>, Error> {
+    pub(crate) fn vector(self) -> Result<Vec<f64>, Error> {
         match self.shape[..] {
             [_] => Ok(self.values().collect()),
             _ => Err(self.wrong_shape("one axis")),
         }
     }
 
-    fn scalar(self) -> Result<f64, Error> {
+    pub(crate) fn scalar(self) -> Result<f64, Error> {
         match (&self.shape[..], self.values().next()) {
             ([1], Some(value)) => Ok(value),
             _ => Err(self.wrong_shape("[1]")),
@@ -270,12 +279,12 @@ impl<'a> Stored<'a> {
         Ok(values.chunks_exact(width).map(<[f64]>::to_vec).collect())
     }
 
-    fn gram(self) -> Result<Gram, Error> {
+    pub(crate) fn gram(self) -> Result<Gram, Error> {
         let name = self.name;
         gram(name, self.vector()?)
     }
 
-    fn grams(self) -> Result<Vec<Gram>, Error> {
+    pub(crate) fn grams(self) -> Result<Vec<Gram>, Error> {
         let name = self.name;
         self.rows()?.into_iter().map(|packed| gram(name, packed)).collect()
     }

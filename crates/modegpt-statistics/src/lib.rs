@@ -8,6 +8,8 @@
 //! A file holds one layer: a safetensors file with the packed lower triangles and a [`StatisticsHeader`] that says from
 //! which model and which tokens they come. The same statistics always give the same bytes.
 //!
+//! [`LayerGradients`] are the same for a backward pass.
+//!
 //! ```
 //! use modegpt_linalg::Gram;
 //! use modegpt_statistics::{LayerStatistics, StatisticsHeader};
@@ -41,9 +43,11 @@
 mod error;
 mod file;
 mod gradients;
+mod gradients_file;
 mod statistics;
 
 pub use error::Error;
 pub use file::StatisticsHeader;
 pub use gradients::{LINEARS, Labels, LayerGradients, RowFisher};
+pub use gradients_file::GradientsHeader;
 pub use statistics::{InputGrams, LayerStatistics};

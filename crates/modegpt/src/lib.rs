@@ -28,6 +28,8 @@ pub use modegpt_calibration as calibration;
 pub use modegpt_checkpoint as checkpoint;
 pub use modegpt_compress as compress;
 pub use modegpt_evaluation as evaluation;
+#[cfg(not(target_family = "wasm"))]
+pub use modegpt_gradient as gradient;
 pub use modegpt_linalg as linalg;
 pub use modegpt_model as model_runtime;
 pub use modegpt_statistics as statistics;

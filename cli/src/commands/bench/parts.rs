@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use modegpt::Model;
-use modegpt::architecture::{LayerShape, LayerWeights, ModelConfig, WeightProvider};
-use modegpt::calibration::{HiddenGram, observe_layer, pass_layer};
-use modegpt::compress::{LayerPlan, Ridges, compress_layer};
+use modegpt::architecture::{LayerShape, ModelConfig, WeightProvider};
+use modegpt::calibration::{Collect, HiddenGram, Observing, observe_layer, pass_layer};
+use modegpt::compress::{Layer, LayerPlan, Methods, Orders, Ridges, compress_layer};
 use modegpt::model_runtime::{Block, Compute, Decoder, Head, ResidualStream};
 use modegpt::statistics::LayerStatistics;
 use rayon::prelude::*;
@@ -117,7 +117,8 @@ pub(super) fn observed(work: &Workload<'_>, reference: f64) -> Result<(Part, Lay
     let timing = measure(|| {
         let (weights, mut stream) = (&work.model.checkpoint, work.stream());
         let shards = std::slice::from_ref(&every);
-        let observing = Observing { shards, path: work.found.gram_path, collect: Collect::default() };
+        let observing =
+            Observing { shards, path: work.found.gram_path, collect: Collect { logits: true, inputs: false } };
         let seen = observe_layer(weights, LAYER, &mut stream, observing, work.compute(), |_| ());
         statistics = Some(pollster::block_on(seen)?);
         Ok::<(), Failure>(())
@@ -159,37 +160,36 @@ pub(super) fn decompositions(work: &Workload<'_>, statistics: &LayerStatistics) 
     let keep = |width: usize| ((width as f64 * KEPT) as usize).max(1);
     // Rotary widths are even, and so is what stays of them.
     let d_qk = if config.is_rotary() { (keep(shape.d_qk) / 2 * 2).max(2) } else { keep(shape.d_qk) };
-    let full = LayerPlan {
+    let (d_ff, d_v) = (keep(shape.d_ff), keep(shape.d_v));
+    let plan = |d_ff, d_qk, d_v| LayerPlan {
         index: LAYER,
         block_influence: 0.0,
         sparsity: 1.0 - KEPT,
-        d_ff: shape.d_ff,
-        d_qk: shape.d_qk,
-        d_v: shape.d_v,
+        d_ff,
+        d_qk,
+        d_v,
+        curves: None,
     };
-    let (mlp, query_key) = (LayerPlan { d_ff: keep(shape.d_ff), ..full }, LayerPlan { d_qk, ..full });
-    let value_output = LayerPlan { d_v: keep(shape.d_v), ..full };
+    let mlp = plan(d_ff, shape.d_qk, shape.d_v);
+    let query_key = plan(shape.d_ff, d_qk, shape.d_v);
+    let value_output = plan(shape.d_ff, shape.d_qk, d_v);
     // Decompositions run on the host, whatever the device.
     let reference = rate(&Compute::host(), [shape.d_ff, shape.d_ff, config.d_model])?;
-    let timed = |plan: &LayerPlan| time_plan(config, &weights, shape, statistics, plan);
+    let layer = Layer { config, index: LAYER, weights: &weights, shape, statistics, gradients: None };
+    let timed = |plan: &LayerPlan, methods: Methods| -> Result<Timing, Failure> {
+        Ok(measure(|| compress_layer(&layer, plan, methods, Ridges::default(), &Orders::default()).map(drop))?)
+    };
     Ok(vec![
-        Part::new("MLP: leverage, Nyström", timed(&mlp)?)
-            .with_flops(mlp_flops(shape.d_ff, mlp.d_ff, config.d_model), reference),
+        Part::new("MLP: leverage, Nyström", timed(&mlp, Methods::PAPER)?)
+            .with_flops(mlp_flops(shape.d_ff, d_ff, config.d_model), reference),
+        Part::new("MLP: elimination", timed(&mlp, Methods::BEST)?),
         // Selects columns: there is nothing to count.
-        Part::new("query-key: CR", timed(&query_key)?),
-        Part::new("value-output: SVD", timed(&value_output)?)
-            .with_flops(value_output_flops(config, shape.d_v, value_output.d_v), reference),
+        Part::new("query-key: CR", timed(&query_key, Methods::PAPER)?),
+        Part::new("query-key: refit", timed(&query_key, Methods::BEST)?),
+        Part::new("value-output: SVD", timed(&value_output, Methods::PAPER)?)
+            .with_flops(value_output_flops(config, shape.d_v, d_v), reference),
+        Part::new("value-output: attention", timed(&value_output, Methods::BEST)?),
     ])
-}
-
-fn time_plan(
-    config: &ModelConfig,
-    weights: &LayerWeights,
-    shape: &LayerShape,
-    statistics: &LayerStatistics,
-    plan: &LayerPlan,
-) -> Result<Timing, Failure> {
-    Ok(measure(|| compress_layer(config, LAYER, weights, shape, statistics, plan, Ridges::default()).map(drop))?)
 }
 
 /// Cholesky and the inverse's diagonal (`n³/3` each); then the cross product, Cholesky of what is kept, its solve and the

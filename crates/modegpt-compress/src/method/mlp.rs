@@ -21,7 +21,7 @@ use modegpt_linalg::{
 
 use crate::{
     Error, ErrorCurve, Layer, Methods, MlpMethod, Module, ModuleReport, Ridges,
-    matrices::{Place, select_outputs, widen},
+    matrices::{select_outputs, widen},
 };
 
 const PLACE: Module = Module::Mlp;

@@ -95,15 +95,12 @@ pub(crate) fn curve(
     let mut errors = vec![0.0; widths.len()];
     for kv_head in 0..layer.config.n_kv_heads {
         let group = Group::new(layer, kv_head, methods, output_weight.as_ref())?;
-        let factors = group.factors(layer.shape.d_v).map_err(|error| place.numerics(error))?;
         for (error, &width) in errors.iter_mut().zip(widths).filter(|(_, width)| **width < layer.shape.d_v) {
-            // The factors of a lower rank are the first ones of the full rank.
-            let (encode, decode) =
-                (factors.encode.subcols(0, width).to_owned(), factors.decode.subrows(0, width).to_owned());
+            let factors = group.factors(width).map_err(|error| place.numerics(error))?;
             for (gram, output_gram) in group.grams.iter().zip(&group.output_grams) {
-                let fit = group.decode(gram, &encode, &decode, ridges);
+                let fit = group.decode(gram, &factors.encode, &factors.decode, ridges);
                 let (decode, _) = fit.map_err(|error| place.numerics(error))?;
-                *error += lost(gram, &encode, &decode, output_gram.as_ref());
+                *error += lost(gram, &factors.encode, &decode, output_gram.as_ref());
             }
         }
     }
@@ -346,6 +343,50 @@ mod tests {
             assert!((found - error / energy).abs() < 1e-6, "{found} instead of {}", error / energy);
             assert!(found < last, "never worse at a higher rank");
             last = found;
+        }
+    }
+
+    /// With the Gram matrices of what attention delivers, the error is that of the output of attention, head by head; it is
+    /// no larger than in the metric of the values, and the curve tells the same.
+    #[test]
+    fn attention_metric_gives_the_error_of_the_output() {
+        for model in [TinyModel::llama(), TinyModel { biases: true, ..TinyModel::opt() }] {
+            let (config, weights) = (model.config(), model.weights(12));
+            let mut random = Random::new(13);
+            let (x, attention) = (random.mat(60, model.d_model), random_attention(&mut random, model.n_heads, 60));
+            let mut seen = statistics(&config, &weights, x.as_ref());
+            let values = forward(&weights.value, x.as_ref(), false);
+            let delivered = |value: &Mat<f64>, head: usize| {
+                let width = value.ncols() / config.n_kv_heads;
+                &attention[head] * value.subcols(head / config.group_size() * width, width)
+            };
+            seen.attention_output =
+                (0..config.n_heads).map(|head| gram_of(delivered(&values, head).as_ref())).collect();
+            let whole = layer(0, &config, &weights, &seen);
+            let mut last = f64::INFINITY;
+            for d_v in [1, 3, 5, 7] {
+                let by = |method: ValueOutputMethod| {
+                    let methods = Methods { value_output: method, ..Methods::BEST };
+                    let small = compress(&whole, d_v, methods, Ridges::default()).expect("fine");
+                    let values = forward(&small.value, x.as_ref(), false);
+                    let output = |value: &Mat<f64>, map: &Linear, head: usize| {
+                        let width = map.weight.rows / config.n_heads;
+                        delivered(value, head) * widen(&map.weight.row_range(head * width, (head + 1) * width))
+                    };
+                    let exact = |head| output(&forward(&weights.value, x.as_ref(), false), &weights.output, head);
+                    let lost = |head| (output(&values, &small.output, head) - exact(head)).squared_norm_l2();
+                    let error: f64 = (0..config.n_heads).map(lost).sum();
+                    let energy: f64 = (0..config.n_heads).map(|head| exact(head).squared_norm_l2()).sum();
+                    (error, energy, small.report.relative_error)
+                };
+                let (error, energy, reported) = by(ValueOutputMethod::Attention);
+                assert!((reported - error / energy).abs() < 1e-5 * reported, "{reported} not {}", error / energy);
+                assert!(error <= by(ValueOutputMethod::Values).0 * (1.0 + 1e-6) && error < last);
+                last = error;
+                let curve = curve(&whole, &[d_v, 8], Methods::BEST, Ridges::default()).expect("fine");
+                let told = error / 60.0 / seen.residual_energy();
+                assert!((curve.errors[0] - told).abs() < 1e-5 * told && curve.errors[1] == 0.0, "{curve:?} {told}");
+            }
         }
     }
 

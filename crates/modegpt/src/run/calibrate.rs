@@ -9,6 +9,7 @@ use modegpt_checkpoint::{Existing, Journal, OutputFolder};
 use modegpt_model::{Compute, ResidualStore, ResidualStream};
 use modegpt_statistics::StatisticsHeader;
 
+use super::gradients::gradient_samples;
 use super::memory::Workload;
 use super::scratch::{Checkpointed, FileStore};
 use super::{MemoryPlan, RunError, StatisticsFolder};
@@ -26,6 +27,8 @@ pub struct CalibrationRun<'a> {
     pub gram_path: GramPath,
     /// What is collected beside the usual.
     pub collect: Collect,
+    /// Compute gradients of the loss over about so many of the calibration tokens.
+    pub gradient_tokens: Option<usize>,
     /// Tokens computed at once.
     pub batch_tokens: usize,
     /// Sums are formed over so many consecutive parts of the samples, then added in order.
@@ -83,7 +86,7 @@ impl CalibrationRun<'_> {
             ("samples", format!("{} of {} tokens", windows.n, windows.seq_len)),
             ("batch", self.workload().batch.to_string()),
             ("shards", self.n_shards.to_string()),
-            ("statistics", format!("{:?}", self.collect)),
+            ("statistics", format!("{:?}, gradients over {:?} tokens", self.collect, self.gradient_tokens)),
             ("device", if self.compute.is_host { "cpu".to_owned() } else { format!("card, {gram_path}") }),
         ]
         .into_iter()
@@ -132,6 +135,10 @@ impl CalibrationRun<'_> {
         }
         kept.forget_all()?;
         self.reporter.end();
+        if let Some(n_tokens) = self.gradient_tokens {
+            let samples = gradient_samples(self.calibration, n_tokens);
+            self.gradients(&samples).write_all(folder, subfolder).await?;
+        }
         Ok(())
     }
 

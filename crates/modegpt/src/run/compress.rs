@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use modegpt_architecture::{DType, LayerShape, ModelConfig, WeightProvider};
+use modegpt_architecture::{DType, LayerShape, ModelConfig};
+use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    Allocation, LayerReport, ModelSize, ModelSummary, Plan, PlanOptions, Report, Ridges, Rounding, Target,
-    compress_layer,
+    Allocation, ErrorUnit, LayerCurves, LayerReport, Methods, Mode, ModelSize, ModelSummary, Orders, Plan, PlanOptions,
+    QueryKeyMethod, Report, Ridges, Rounding, Target, compress_layer,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{CalibrationRun, RunError, StatisticsFolder, hf_folder};
+use super::notes::{read_note, write_note};
+use super::survey::Known;
+use super::{CalibrationRun, GradientsFolder, RunError, StatisticsFolder, hf_folder};
 use crate::{Model, Reporter};
 
 /// How sparsity is to be spread over layers.
@@ -22,22 +25,49 @@ pub enum AllocationChoice {
     Epsilon(f64),
     /// The same everywhere.
     Uniform,
+    /// Where it costs least, by the error curves of all layers and modules.
+    ErrorCurves,
+}
+
+/// How a plan is to be made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PlanRequest {
+    /// How small the model shall become.
+    pub target: Target,
+    /// The set of methods, by its name.
+    pub mode: Mode,
+    /// The methods.
+    pub methods: Methods,
+    /// How sparsity is spread.
+    pub allocation: AllocationChoice,
+    /// Multiples that widths are rounded to; those for the model's size if `None`.
+    pub rounding: Option<Rounding>,
+    /// Ridges of the decompositions.
+    pub ridges: Ridges,
+}
+
+impl PlanRequest {
+    /// What `mode` does if nothing else is asked for.
+    pub fn new(target: Target, mode: Mode) -> Self {
+        let allocation = match mode {
+            Mode::Paper => AllocationChoice::Paper,
+            Mode::Best => AllocationChoice::ErrorCurves,
+        };
+        Self { target, mode, methods: mode.methods(), allocation, rounding: None, ridges: Ridges::default() }
+    }
+
+    /// What calibration has to collect for it.
+    pub fn collect(&self) -> Collect {
+        let needs_logits = self.methods.query_key == QueryKeyMethod::Refit;
+        Collect { logits: needs_logits || self.allocation == AllocationChoice::ErrorCurves, inputs: false }
+    }
 }
 
 /// Where the plan comes from.
 #[derive(Clone, Debug)]
 pub enum PlanSource {
     /// It is made from the statistics.
-    Make {
-        /// How small the model shall become.
-        target: Target,
-        /// How sparsity is spread.
-        allocation: AllocationChoice,
-        /// Multiples that widths are rounded to; those for the model's size if `None`.
-        rounding: Option<Rounding>,
-        /// Ridges of the decompositions.
-        ridges: Ridges,
-    },
+    Make(PlanRequest),
     /// It was made before, and perhaps edited.
     Given(Box<Plan>),
 }
@@ -53,6 +83,8 @@ pub struct CompressionOptions {
     pub strict: bool,
     /// Statistics of an earlier calibration, to be used instead of a new one.
     pub statistics: Option<StatisticsFolder>,
+    /// Weigh errors with gradients of the loss: those beside the statistics, or those that the run computes.
+    pub gradients: bool,
     /// What to do about an output that is there already.
     pub existing: Existing,
 }
@@ -82,34 +114,55 @@ struct Done {
 }
 
 const STATISTICS: &str = "statistics/";
+/// Subfolders of an unfinished run that are gone in the end.
+const WORK: [&str; 3] = ["statistics", "surveys", "layers"];
 
-/// Makes a plan for `model` from its layers' block influences.
+/// Makes a plan for `model` from its layers' block influences and, where allocation asks for them, their error curves.
 ///
 /// # Errors
-/// [`RunError::Compress`] if the target cannot be reached.
+/// [`RunError::Compress`] if the target cannot be reached, or curves are missing.
 pub fn make_plan(
     model: &Model,
     influences: &[f64],
-    target: Target,
-    allocation: AllocationChoice,
-    rounding: Option<Rounding>,
-    ridges: Ridges,
+    curves: Option<Vec<LayerCurves>>,
+    request: &PlanRequest,
     dtype: DType,
 ) -> Result<Plan, RunError> {
     let config = model.config();
-    let block_params = config.block_params() as u64;
-    let other_params = model.params() - block_params;
-    let bytes_per_param = dtype.size() as u64;
-    let size = ModelSize { block_params, other_params, bytes_per_param, other_bytes: other_params * bytes_per_param };
-    let sparsity = target.sparsity(&size)?;
-    let allocation = match allocation {
+    let sparsity = request.target.sparsity(&model_size(model, dtype))?;
+    let allocation = match request.allocation {
         AllocationChoice::Paper => Allocation::by_block_influence(config, influences)?,
         AllocationChoice::Epsilon(epsilon) => Allocation::BlockInfluence { epsilon, cap: Allocation::DEFAULT_CAP },
         AllocationChoice::Uniform => Allocation::Uniform {},
+        AllocationChoice::ErrorCurves => {
+            let unit = curves.iter().flatten().next().map_or(ErrorUnit::ResidualEnergy, |curves| curves.unit);
+            Allocation::ErrorCurves { unit, cap: Allocation::DEFAULT_CAP }
+        }
     };
+    let &PlanRequest { mode, methods, rounding, ridges, .. } = request;
     let rounding = rounding.unwrap_or_else(|| Rounding::default_for(config));
-    let options = PlanOptions { sparsity, allocation, rounding, ridges };
-    Ok(Plan::new(config, model.fingerprint(), influences, &options)?)
+    let options = PlanOptions { sparsity, mode, methods, allocation, rounding, ridges };
+    Ok(Plan::new(config, model.fingerprint(), influences, curves, &options)?)
+}
+
+/// Refuses a request that no plan meets, before any work is done.
+///
+/// # Errors
+/// [`RunError::Compress`].
+pub fn check_request(model: &Model, request: &PlanRequest, dtype: DType) -> Result<(), RunError> {
+    let equal = vec![0.5; model.config().layers.len()];
+    let allocation = match request.allocation {
+        AllocationChoice::ErrorCurves => AllocationChoice::Uniform,
+        other => other,
+    };
+    make_plan(model, &equal, None, &PlanRequest { allocation, ..*request }, dtype).map(|_| ())
+}
+
+fn model_size(model: &Model, dtype: DType) -> ModelSize {
+    let block_params = model.config().block_params() as u64;
+    let other_params = model.params() - block_params;
+    let bytes_per_param = dtype.size() as u64;
+    ModelSize { block_params, other_params, bytes_per_param, other_bytes: other_params * bytes_per_param }
 }
 
 /// Compresses a model into the folder `target`.
@@ -130,6 +183,7 @@ pub async fn compress(
     let mut journal = run.journal();
     journal.insert("plan".to_owned(), describe_plan(&options.plan));
     journal.insert("dtype".to_owned(), dtype.torch_name().to_owned());
+    journal.insert("gradients".to_owned(), options.gradients.to_string());
     let folder = OutputFolder::begin(target, options.existing, &journal)?;
     let filled = fill(run, options, dtype, &folder).await;
     let (mut result, folder) = RunError::end(filled, folder)?;
@@ -151,15 +205,22 @@ async fn fill(
         run.observe_all(folder, STATISTICS).await?;
         StatisticsFolder::new(folder.path().join(STATISTICS))
     };
-    let plan = match &options.plan {
-        PlanSource::Given(plan) => (**plan).clone(),
-        &PlanSource::Make { target, allocation, rounding, ridges } => {
-            let n_layers = model.config().layers.len();
-            let (influences, _) = statistics.influences(n_layers, model.fingerprint())?;
-            make_plan(model, &influences, target, allocation, rounding, ridges, dtype)?
+    let gradients = options.gradients.then(|| GradientsFolder::new(statistics.path()));
+    let known = Known { model, statistics: &statistics, gradients: gradients.as_ref() };
+    let (plan, orders) = match &options.plan {
+        PlanSource::Given(plan) => ((**plan).clone(), Vec::new()),
+        PlanSource::Make(request) => {
+            let (influences, _) = statistics.influences(model.config().layers.len(), model.fingerprint())?;
+            let surveys = match request.allocation {
+                AllocationChoice::ErrorCurves => Some(known.survey(request, Some(folder), run.reporter)?),
+                _ => None,
+            };
+            let (curves, orders) = surveys.into_iter().flatten().map(|s| (s.curves, s.orders)).unzip();
+            let curves: Option<Vec<LayerCurves>> = Some(curves).filter(|curves: &Vec<_>| !curves.is_empty());
+            (make_plan(model, &influences, curves, request, dtype)?, orders)
         }
     };
-    let done = apply(model, &plan, &statistics, dtype, options.strict, folder, run.reporter)?;
+    let done = apply(&known, &plan, &orders, dtype, options.strict, folder, run.reporter)?;
 
     let mut config = model.config().clone();
     let summary = ModelSummary::of(&config);
@@ -179,7 +240,7 @@ async fn fill(
         bytes,
     };
     finished.write(folder)?;
-    for name in ["statistics", "layers"] {
+    for name in WORK {
         folder.remove(name)?;
     }
     Ok(CompressionResult { folder: folder.path().to_owned(), plan, report, config, params, bytes })
@@ -187,14 +248,15 @@ async fn fill(
 
 /// Compresses and writes every layer that is not done yet, and what stands outside the layers.
 fn apply(
-    model: &Model,
+    known: &Known<'_>,
     plan: &Plan,
-    statistics: &StatisticsFolder,
+    orders: &[Orders],
     dtype: DType,
     strict: bool,
     folder: &OutputFolder,
     reporter: &dyn Reporter,
 ) -> Result<Vec<Done>, RunError> {
+    let model = known.model;
     let config = model.config();
     let n_layers = config.layers.len();
     reporter.begin("compress", n_layers as u64);
@@ -206,21 +268,19 @@ fn apply(
     for (index, layer_plan) in plan.layers.iter().enumerate() {
         let note = format!("layers/{index:05}.json");
         // The note is written after the shard: where it is, both are.
-        let layer = if let Some(layer) = read_note(folder, &note) {
+        let layer = if let Some(layer) = read_note::<Done>(folder, &note) {
             layer
         } else {
-            let (seen, _) = statistics.read(index, model.fingerprint())?;
-            let weights = model.checkpoint.layer(index)?;
-            let shape = &config.layers[index];
-            let compressed = compress_layer(config, index, &weights, shape, &seen, layer_plan, plan.ridges)?;
-            drop((weights, seen));
+            let nothing = Orders::default();
+            let orders = orders.get(index).unwrap_or(&nothing);
+            let compressed = known
+                .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
             check_fallbacks(&compressed.report, strict, reporter)?;
             folder.write(&shard_name(index + 1, n_layers), |out| {
                 write_layer(config, index, &compressed.shape, &compressed.weights, dtype, out)
             })?;
             let layer = Done { shape: compressed.shape, report: compressed.report };
-            let text = serde_json::to_string_pretty(&layer).unwrap_or_default();
-            folder.write(&note, |out| Ok(out.write_all(text.as_bytes())?))?;
+            write_note(folder, &note, &layer)?;
             layer
         };
         done.push(layer);
@@ -228,11 +288,6 @@ fn apply(
     }
     reporter.end();
     Ok(done)
-}
-
-fn read_note(folder: &OutputFolder, note: &str) -> Option<Done> {
-    let text = std::fs::read_to_string(folder.path().join(note)).ok()?;
-    serde_json::from_str(&text).ok()
 }
 
 fn check_fallbacks(report: &LayerReport, strict: bool, reporter: &dyn Reporter) -> Result<(), RunError> {
@@ -249,10 +304,7 @@ fn check_fallbacks(report: &LayerReport, strict: bool, reporter: &dyn Reporter) 
 
 fn describe_plan(plan: &PlanSource) -> String {
     match plan {
-        PlanSource::Make { target, allocation, rounding, ridges } => {
-            let rounding = rounding.map_or("by size".to_owned(), |r| format!("ff {} head {}", r.ff, r.head));
-            format!("{target:?}, {allocation:?}, rounding {rounding}, {ridges:?}")
-        }
+        PlanSource::Make(request) => format!("{request:?}"),
         PlanSource::Given(plan) => modegpt_text::token_hash(&plan.to_json().bytes().map(u32::from).collect::<Vec<_>>()),
     }
 }

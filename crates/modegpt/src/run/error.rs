@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use modegpt_calibration::CalibrationError;
 use modegpt_checkpoint::{LoadError, OutputError, OutputFolder};
+use modegpt_gradient::GradientError;
 use modegpt_model::ComputeError;
 
 /// Why a run stopped.
@@ -30,6 +31,9 @@ pub enum RunError {
     /// Calibration.
     #[error(transparent)]
     Calibration(#[from] CalibrationError),
+    /// The backward pass.
+    #[error(transparent)]
+    Gradient(#[from] GradientError),
     /// Planning or decomposition.
     #[error(transparent)]
     Compress(#[from] modegpt_compress::Error),

@@ -19,7 +19,7 @@ pub struct MemoryPlan {
 }
 
 /// What the program itself takes: code, tokenizer, threads and their buffers.
-const PROGRAM_BYTES: u64 = 60 << 20;
+pub(super) const PROGRAM_BYTES: u64 = 60 << 20;
 
 /// Size of the calibration set and how much of it is computed at once.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +62,7 @@ impl MemoryPlan {
 }
 
 /// Weights of a layer in f32.
-fn layer_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
+pub(super) fn layer_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
     4 * config.linear_params(shape) as u64
 }
 
@@ -84,7 +84,7 @@ fn factorisation_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
 }
 
 /// Activations of one batch inside a layer.
-fn activation_bytes(config: &ModelConfig, work: Workload) -> u64 {
+pub(super) fn activation_bytes(config: &ModelConfig, work: Workload) -> u64 {
     let tokens = work.batch * work.seq_len;
     let widest = config.layers.iter().map(|s| 4 * s.d_ff + 4 * config.n_heads * (s.d_qk + s.d_v)).max().unwrap_or(0);
     let scores = if work.is_host { 0 } else { 3 * work.batch * config.n_heads * work.seq_len * work.seq_len };

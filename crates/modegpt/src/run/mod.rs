@@ -7,15 +7,25 @@ mod calibrate;
 mod card;
 mod compress;
 mod error;
+mod gradients;
+mod gradients_folder;
 mod hf_folder;
 mod memory;
 mod merge;
+mod notes;
 mod scratch;
 mod statistics_folder;
+mod survey;
 
 pub use calibrate::{CalibrationRun, calibrate};
-pub use compress::{AllocationChoice, CompressionOptions, CompressionResult, PlanSource, compress, make_plan};
+pub use compress::{
+    AllocationChoice, CompressionOptions, CompressionResult, PlanRequest, PlanSource, check_request, compress,
+    make_plan,
+};
 pub use error::RunError;
+pub use gradients::{GradientRun, collect_gradients};
+pub use gradients_folder::GradientsFolder;
 pub use memory::MemoryPlan;
 pub use merge::merge_statistics;
 pub use statistics_folder::StatisticsFolder;
+pub use survey::Known;

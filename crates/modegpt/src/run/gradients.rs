@@ -1,0 +1,284 @@
+//! The backward pass, gradients of each layer to the disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use modegpt_architecture::{LayerShape, ModelConfig};
+use modegpt_checkpoint::{Existing, Journal, OutputFolder};
+use modegpt_gradient::{GradientOptions, LayerGradients, Loss, Samples, Stage, Tape};
+use modegpt_model::{Compute, ResidualStore, StoreError};
+use modegpt_statistics::{GradientsHeader, Labels};
+use modegpt_text::{Windows, token_hash};
+
+use super::memory::{PROGRAM_BYTES, Workload, activation_bytes, layer_bytes};
+use super::{CalibrationRun, GradientsFolder, MemoryPlan, RunError};
+use crate::{Calibration, Model, Reporter};
+
+/// The tape, where it is kept on the disk. Its name is that of a scratch file, which go with an abandoned run.
+const TAPE: &str = "stream-gradients.f32";
+
+/// Tokens of a sample that [`gradient_samples`] takes at most.
+const LONGEST_SAMPLE: usize = 512;
+
+/// Gradients to be computed.
+pub struct GradientRun<'a> {
+    /// The model to differentiate.
+    pub model: &'a Model,
+    /// The samples.
+    pub samples: &'a Calibration,
+    /// Which of their tokens count, all if `None`; see [`Samples::counted`].
+    pub counted: Option<&'a [bool]>,
+    /// Labels, and what is asked beside the Gram matrices.
+    pub options: GradientOptions,
+    /// What computes.
+    pub compute: &'a Compute,
+    /// Tokens computed at once.
+    pub batch_tokens: usize,
+    /// Keep the inputs of all layers on the disk if more host memory than this would be needed.
+    pub max_host_bytes: Option<u64>,
+    /// Hears of progress.
+    pub reporter: &'a dyn Reporter,
+}
+
+/// Writes gradients of every layer to the folder `target`.
+///
+/// A run that was killed begins anew when it is resumed: a backward pass over a few thousand tokens takes minutes, and half
+/// a tape is of no use.
+///
+/// # Errors
+/// [`RunError`]; nothing appears at `target` then.
+pub async fn collect_gradients(run: &GradientRun<'_>, target: &Path, existing: Existing) -> Result<PathBuf, RunError> {
+    run.check()?;
+    let folder = OutputFolder::begin(target, existing, &run.journal())?;
+    let written = run.write_all(&folder, "").await;
+    let (_, folder) = RunError::end(written, folder)?;
+    Ok(folder.commit()?)
+}
+
+/// About `n_tokens` of the calibration tokens, as the beginnings of samples spread over all of them.
+///
+/// Short samples, since many texts tell more than few long ones.
+pub(super) fn gradient_samples(calibration: &Calibration, n_tokens: usize) -> Calibration {
+    let Windows { ids, n, seq_len } = &calibration.windows;
+    let short = (*seq_len).min(LONGEST_SAMPLE);
+    let count = n_tokens.div_ceil(short).clamp(1, *n);
+    let starts = (0..count).map(|sample| sample * n / count * seq_len);
+    let ids: Vec<u32> = starts.flat_map(|start| &ids[start..start + short]).copied().collect();
+    let token_hash = token_hash(&ids);
+    Calibration { windows: Windows { ids, n: count, seq_len: short }, token_hash }
+}
+
+impl CalibrationRun<'_> {
+    /// A backward pass over `samples` with everything else as in this run.
+    pub(super) fn gradients<'a>(&'a self, samples: &'a Calibration) -> GradientRun<'a> {
+        GradientRun {
+            model: self.model,
+            samples,
+            counted: None,
+            options: GradientOptions { labels: Labels::Sampled { seed: 0 }, row_fisher: None },
+            compute: self.compute,
+            // The graph keeps everything, so fewer tokens at once.
+            batch_tokens: self.batch_tokens.min(LONGEST_SAMPLE),
+            max_host_bytes: self.max_host_bytes,
+            reporter: self.reporter,
+        }
+    }
+}
+
+impl GradientRun<'_> {
+    /// An estimate of the memory this run will take.
+    pub fn memory_plan(&self) -> MemoryPlan {
+        let windows = &self.samples.windows;
+        let config = self.model.config();
+        let tape = 4 * Tape::elements(config, windows.n, windows.seq_len) as u64;
+        // Attention is spelt out under autodiff, on the host too.
+        let work = Workload { n_samples: windows.n, seq_len: windows.seq_len, batch: self.batch(), is_host: false };
+        let weights = config.layers.iter().map(|shape| layer_bytes(config, shape)).max().unwrap_or(0);
+        let sums = config.layers.iter().map(|shape| sums_bytes(config, shape)).max().unwrap_or(0);
+        // The graph keeps activations, and as much again is in flight on the way back.
+        let device_bytes = weights + 2 * activation_bytes(config, work);
+        let without_tape = PROGRAM_BYTES + sums + device_bytes;
+        let stream_on_disk = self.max_host_bytes.is_some_and(|most| without_tape + tape > most);
+        MemoryPlan {
+            host_bytes: if stream_on_disk { without_tape } else { without_tape + tape },
+            device_bytes,
+            scratch_bytes: if stream_on_disk { tape } else { 0 },
+            stream_bytes: tape,
+            stream_on_disk,
+        }
+    }
+
+    /// Refuses what cannot be done, before anything is written.
+    ///
+    /// # Errors
+    /// [`RunError::SampleTooLong`] or [`RunError::Memory`].
+    pub fn check(&self) -> Result<(), RunError> {
+        let (found, most) = (self.samples.windows.seq_len, self.model.config().max_positions);
+        if found > most {
+            return Err(RunError::SampleTooLong { found, most });
+        }
+        let needed = self.memory_plan().host_bytes;
+        match self.max_host_bytes {
+            Some(allowed) if needed > allowed => {
+                Err(RunError::Memory { needed_mib: needed.div_ceil(1 << 20), allowed_mib: allowed >> 20 })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the gradients of each layer to `each`, from last to first. A tape that must not be in memory is the file
+    /// `tape`, which is removed at the end.
+    ///
+    /// # Errors
+    /// [`RunError`], also what `each` gives.
+    pub async fn for_each_layer(
+        &self,
+        tape: &Path,
+        each: impl FnMut(usize, LayerGradients) -> Result<(), RunError>,
+    ) -> Result<Loss, RunError> {
+        let windows = &self.samples.windows;
+        let config = self.model.config();
+        let n = Tape::elements(config, windows.n, windows.seq_len);
+        let on_disk = self.memory_plan().stream_on_disk;
+        let store: Box<dyn ResidualStore> =
+            if on_disk { Box::new(TapeFile::create(tape, n)?) } else { Box::new(vec![0.0; n]) };
+        let mut stream = Tape::new(store, config, windows.n, windows.seq_len, self.batch());
+        let samples = Samples { ids: &windows.ids, counted: self.counted };
+        let mut told = None;
+        let progress = |stage, done, all| {
+            if told != Some(stage) {
+                if told.replace(stage).is_some() {
+                    self.reporter.end();
+                }
+                self.reporter.begin(stage_name(stage), all as u64);
+            }
+            self.reporter.advance(done as u64);
+        };
+        let weights = &self.model.checkpoint;
+        let options = &self.options;
+        let collected =
+            modegpt_gradient::collect_gradients(weights, &samples, options, &mut stream, self.compute, progress, each);
+        let loss = collected.await?;
+        self.reporter.end();
+        drop(stream);
+        if on_disk {
+            fs::remove_file(tape).map_err(|reason| RunError::Scratch { path: tape.to_owned(), reason })?;
+        }
+        Ok(loss)
+    }
+
+    /// Writes the files of all layers to `folder/subfolder`, unless they are all there.
+    pub(super) async fn write_all(&self, folder: &OutputFolder, subfolder: &str) -> Result<(), RunError> {
+        let file = |layer: usize| format!("{subfolder}{}", GradientsFolder::file_name(layer));
+        if (0..self.model.config().layers.len()).all(|layer| folder.has(&file(layer))) {
+            return Ok(());
+        }
+        self.for_each_layer(&folder.path().join(TAPE), |layer, gradients| {
+            let bytes = gradients.to_bytes(&self.header(layer));
+            folder.write(&file(layer), |out| Ok(out.write_all(&bytes)?))?;
+            Ok(())
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// What names the gradients of a layer.
+    pub fn header(&self, layer: usize) -> GradientsHeader {
+        let windows = &self.samples.windows;
+        GradientsHeader {
+            version: GradientsHeader::VERSION,
+            layer,
+            model_fingerprint: self.model.fingerprint().to_owned(),
+            token_hash: self.token_hash(),
+            n_samples: windows.n,
+            seq_len: windows.seq_len,
+            labels: self.options.labels,
+            row_fisher: self.options.row_fisher,
+        }
+    }
+
+    fn token_hash(&self) -> String {
+        let Some(counted) = self.counted else { return self.samples.token_hash.clone() };
+        let mask = counted.iter().map(|counts| u32::from(*counts));
+        token_hash(&self.samples.windows.ids.iter().copied().chain(mask).collect::<Vec<_>>())
+    }
+
+    fn journal(&self) -> Journal {
+        let windows = &self.samples.windows;
+        let labels = match self.options.labels {
+            Labels::Sampled { seed } => format!("sampled, seed {seed}"),
+            Labels::Next => "next".to_owned(),
+        };
+        let row_fisher = self.options.row_fisher.map_or("none".to_owned(), |kind| format!("{kind:?}"));
+        [
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("model", self.model.fingerprint().to_owned()),
+            ("tokens", self.token_hash()),
+            ("samples", format!("{} of {} tokens", windows.n, windows.seq_len)),
+            ("labels", labels),
+            ("row fisher", row_fisher),
+            ("batch", self.batch().to_string()),
+            ("device", if self.compute.is_host { "cpu" } else { "card" }.to_owned()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+    }
+
+    fn batch(&self) -> usize {
+        let windows = &self.samples.windows;
+        (self.batch_tokens / windows.seq_len).clamp(1, windows.n)
+    }
+}
+
+/// Gram matrices of a layer while they grow: a block in f32 beside the packed sum in f64.
+fn sums_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
+    let per_head = (2 * config.n_heads + config.n_kv_heads) * shape.d_qk * shape.d_qk;
+    8 * (2 * config.d_model * config.d_model + per_head) as u64
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Forward => "gradients: forward",
+        Stage::Loss => "gradients: loss",
+        Stage::Backward => "gradients: backward",
+    }
+}
+
+/// A tape in one file, read and written in place.
+struct TapeFile {
+    file: Mutex<File>,
+}
+
+impl TapeFile {
+    fn create(path: &Path, n_elements: usize) -> Result<Self, RunError> {
+        let create = || -> io::Result<Self> {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+            file.set_len(4 * n_elements as u64)?;
+            Ok(Self { file: Mutex::new(file) })
+        };
+        create().map_err(|reason| RunError::Scratch { path: path.to_owned(), reason })
+    }
+}
+
+impl ResidualStore for TapeFile {
+    fn read(&self, start: usize, values: &mut [f32]) -> Result<(), StoreError> {
+        let mut file = self.file.lock().map_err(|_| "a reader of the tape failed before")?;
+        file.seek(SeekFrom::Start(4 * start as u64))?;
+        let mut bytes = vec![0; 4 * values.len()];
+        file.read_exact(&mut bytes)?;
+        for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
+            *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, start: usize, values: &[f32]) -> Result<(), StoreError> {
+        let file = self.file.get_mut().map_err(|_| "a reader of the tape failed before")?;
+        file.seek(SeekFrom::Start(4 * start as u64))?;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Ok(file.write_all(&bytes)?)
+    }
+}
