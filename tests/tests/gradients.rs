@@ -85,9 +85,12 @@ impl Probe for AllLeaves {
     }
 }
 
+/// Rows that passed a point, and their gradients.
+type Points = BTreeMap<Point, (Vec<f32>, Vec<f32>)>;
+
 /// One graph over all blocks and the head: values and gradients at every point of every layer, by rows.
 struct Whole {
-    layers: Vec<BTreeMap<Point, (Vec<f32>, Vec<f32>)>>,
+    layers: Vec<Points>,
     first: Vec<f32>,
     loss: f64,
 }
@@ -113,7 +116,7 @@ fn whole(weights: &dyn WeightProvider, text: &Calibration, counted: impl Fn(usiz
     let next = |at: usize| windows.ids.get(at + 1).map_or(0, |id| *id as i32);
     let labels = TensorData::new((0..n_rows).map(next).collect(), [n_rows, 1]);
     let labels = Tensor::<2, Int>::from_data(labels, (&compute.device, DType::I32));
-    let counts = |at: usize| if (at + 1) % windows.seq_len != 0 && counted(at + 1) { 1.0 } else { 0.0 };
+    let counts = |at: usize| f32::from(u8::from(!(at + 1).is_multiple_of(windows.seq_len) && counted(at + 1)));
     let counts = compute.tensor((0..n_rows).map(counts).collect(), [n_rows, 1]);
     let loss = -(log_softmax(logits, 1).gather(1, labels) * counts).sum();
     let mut grads = loss.backward();
@@ -354,11 +357,14 @@ fn gradient_of_the_embeddings_equals_finite_differences() {
     }
 }
 
+/// Changes the layer of the given index.
+type Edit<'a> = dyn Fn(usize, &mut LayerWeights) + 'a;
+
 /// A model of which one layer is replaced, and which notes what it is asked for.
 struct Edited<'a> {
     model: &'a Model,
     config: ModelConfig,
-    edit: Box<dyn Fn(usize, &mut LayerWeights) + 'a>,
+    edit: Box<Edit<'a>>,
     asked: RefCell<Vec<usize>>,
 }
 
@@ -397,6 +403,9 @@ impl WeightProvider for Edited<'_> {
     }
 }
 
+/// One of the maps.
+type Pick = fn(&mut LayerWeights) -> &mut Linear;
+
 #[test]
 fn row_fisher_equals_finite_differences_of_weights() {
     let model = open("stories260k");
@@ -404,7 +413,6 @@ fn row_fisher_equals_finite_differences_of_weights() {
     let options = GradientOptions { row_fisher: Some(RowFisher::PerExample), ..NEXT };
     let layer = 2;
     let found = &collect(&model.checkpoint, &text, None, options).layers[layer].row_fisher;
-    type Pick = fn(&mut LayerWeights) -> &mut Linear;
     let maps: [(&str, Pick); 4] = [
         ("key", |w| &mut w.key),
         ("value", |w| &mut w.value),

@@ -72,12 +72,11 @@ fn bytes(gradients: &LayerGradients) -> Vec<u8> {
     gradients.to_bytes(&header(gradients))
 }
 
+/// Shapes and bytes by name.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+
 /// Bytes with the tensors changed by `edit`; `edit_json` changes the header.
-fn edited(
-    gradients: &LayerGradients,
-    edit: impl Fn(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>),
-    edit_json: impl Fn(String) -> String,
-) -> Vec<u8> {
+fn edited(gradients: &LayerGradients, edit: impl Fn(&mut Tensors), edit_json: impl Fn(String) -> String) -> Vec<u8> {
     let original = bytes(gradients);
     let (_, metadata) = SafeTensors::read_metadata(&original).expect("a header");
     let metadata = metadata.metadata().clone().expect("metadata");
@@ -144,8 +143,7 @@ fn unequal_shapes_do_not_merge_and_change_nothing() {
 #[test]
 fn hostile_files_are_refused_by_name() {
     let gradients = Random(4).gradients();
-    let with =
-        |edit: &dyn Fn(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>)| refusal(&edited(&gradients, edit, |json| json));
+    let with = |edit: &dyn Fn(&mut Tensors)| refusal(&edited(&gradients, edit, |json| json));
     let lacking = |name: &'static str| {
         with(&move |tensors| {
             tensors.remove(name);

@@ -53,7 +53,7 @@ pub async fn collect_gradients(run: &GradientRun<'_>, target: &Path, existing: E
     run.check()?;
     let folder = OutputFolder::begin(target, existing, &run.journal())?;
     let written = run.write_all(&folder, "").await;
-    let (_, folder) = RunError::end(written, folder)?;
+    let ((), folder) = RunError::end(written, folder)?;
     Ok(folder.commit()?)
 }
 
@@ -160,28 +160,29 @@ impl GradientRun<'_> {
         let options = &self.options;
         let collected =
             modegpt_gradient::collect_gradients(weights, &samples, options, &mut stream, self.compute, progress, each);
-        let loss = collected.await?;
-        self.reporter.end();
+        let collected = collected.await;
         drop(stream);
         if on_disk {
             fs::remove_file(tape).map_err(|reason| RunError::Scratch { path: tape.to_owned(), reason })?;
         }
+        let loss = collected?;
+        self.reporter.end();
         Ok(loss)
     }
 
     /// Writes the files of all layers to `folder/subfolder`, unless they are all there.
     pub(super) async fn write_all(&self, folder: &OutputFolder, subfolder: &str) -> Result<(), RunError> {
         let file = |layer: usize| format!("{subfolder}{}", GradientsFolder::file_name(layer));
-        if (0..self.model.config().layers.len()).all(|layer| folder.has(&file(layer))) {
-            return Ok(());
+        if !(0..self.model.config().layers.len()).all(|layer| folder.has(&file(layer))) {
+            self.for_each_layer(&folder.path().join(TAPE), |layer, gradients| {
+                let bytes = gradients.to_bytes(&self.header(layer));
+                folder.write(&file(layer), |out| Ok(out.write_all(&bytes)?))?;
+                Ok(())
+            })
+            .await?;
         }
-        self.for_each_layer(&folder.path().join(TAPE), |layer, gradients| {
-            let bytes = gradients.to_bytes(&self.header(layer));
-            folder.write(&file(layer), |out| Ok(out.write_all(&bytes)?))?;
-            Ok(())
-        })
-        .await?;
-        Ok(())
+        // A run that was killed may have left one.
+        Ok(folder.remove(TAPE)?)
     }
 
     /// What names the gradients of a layer.
@@ -229,7 +230,7 @@ impl GradientRun<'_> {
 
     fn batch(&self) -> usize {
         let windows = &self.samples.windows;
-        (self.batch_tokens / windows.seq_len).clamp(1, windows.n)
+        (self.batch_tokens / windows.seq_len.max(1)).clamp(1, windows.n.max(1))
     }
 }
 
