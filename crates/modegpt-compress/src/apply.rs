@@ -1,6 +1,6 @@
 //! A plan made true, one layer at a time.
 
-use modegpt_architecture::{LayerShape, LayerWeights, ModelConfig};
+use modegpt_architecture::{FactorRanks, LayerShape, LayerWeights, ModelConfig};
 use modegpt_statistics::LayerStatistics;
 
 use crate::{
@@ -25,6 +25,7 @@ pub struct CompressedLayer {
 /// The three modules are independent of each other; one whose width does not change is returned bit for bit. The softmax
 /// scale stays that of the original head width, and normalisations are not touched. Equal arguments give equal results.
 ///
+/// - `weights`: all dense, from [`LayerWeights::into_dense`]
 /// - `before`: the present widths, with the rotary pairs if the layer was compressed before; pairs compose, so that the
 ///   result again counts the pairs of the original head
 /// - `statistics`: of this layer with these weights
@@ -59,7 +60,7 @@ pub fn compress_layer(
         value_output: value_output.report,
     };
     let Widths { d_ff, d_qk, d_v } = plan.widths();
-    let shape = LayerShape { d_ff, d_qk, d_v, rotary_pairs: query_key.rotary_pairs };
+    let shape = LayerShape { d_ff, d_qk, d_v, rotary_pairs: query_key.rotary_pairs, ranks: FactorRanks::default() };
     let weights = LayerWeights {
         attention_norm: weights.attention_norm.clone(),
         query: query_key.query,

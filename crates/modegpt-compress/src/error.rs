@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use modegpt_architecture::MapName;
+
 /// The three parts of a decoder block that are compressed independently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Module {
@@ -124,6 +126,19 @@ pub enum Error {
         module: Module,
         /// The tensor.
         tensor: &'static str,
+    },
+    /// The model is the product of a method that factorises maps, and this one needs them dense.
+    #[error(
+        "layer {layer}: the {name} map is a product of rank {rank}, and decompositions need it dense: \
+         compress the model that this one was made from"
+    )]
+    Factorised {
+        /// Index of the layer.
+        layer: usize,
+        /// Which map.
+        name: MapName,
+        /// Its rank.
+        rank: usize,
     },
     /// The value bias has to move into the output bias, and there is none.
     #[error("layer {layer}, value-output: the value bias cannot be folded, the output map has no bias")]

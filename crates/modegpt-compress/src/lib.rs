@@ -53,6 +53,7 @@ mod testing;
 
 pub use allocation::{capped_softmax, epsilon_for_largest, uniform};
 pub use apply::{CompressedLayer, compress_layer};
+pub use check::check_dense;
 pub use error::{Error, Module};
 pub use model_summary::{ModelSummary, Widths};
 pub use plan::{Allocation, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals};

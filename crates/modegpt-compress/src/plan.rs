@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, ModelSummary, Rounding, Widths,
     allocation::{capped_softmax, check_sparsity, epsilon_for_largest, uniform},
+    check_dense,
     model_summary::field_error,
     rounding::round_widths,
 };
@@ -191,13 +192,15 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::OutOfRange`] or [`Error::Unreachable`] if the options or influences cannot be met, as
-    /// [`capped_softmax`] and [`round_widths`] say; [`Error::PlanField`] if the model itself is out of range.
+    /// [`capped_softmax`] and [`round_widths`] say; [`Error::PlanField`] if the model itself is out of range,
+    /// [`Error::Factorised`] if a map of it is a product.
     pub fn new(
         config: &ModelConfig,
         fingerprint: &str,
         influences: &[f64],
         options: &PlanOptions,
     ) -> Result<Self, Error> {
+        check_dense(config)?;
         let &PlanOptions { sparsity, allocation, rounding, ridges } = options;
         let model = ModelSummary::of(config);
         if influences.len() != model.n_layers {
@@ -258,8 +261,9 @@ impl Plan {
     /// Refuses a model that the plan was not made for.
     ///
     /// # Errors
-    /// [`Error::OtherModel`], naming the first difference.
+    /// [`Error::OtherModel`], naming the first difference; [`Error::Factorised`] if a map of the model is a product.
     pub fn check_model(&self, config: &ModelConfig, fingerprint: &str) -> Result<(), Error> {
+        check_dense(config)?;
         let (ours, theirs) = (&self.model, &ModelSummary::of(config));
         let same = |field: &str, plan: String, model: String| {
             if plan == model { Ok(()) } else { Err(Error::OtherModel { field: field.to_owned(), plan, model }) }

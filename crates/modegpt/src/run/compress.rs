@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use modegpt_architecture::{DType, LayerShape, ModelConfig, WeightProvider};
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    Allocation, LayerReport, ModelSize, ModelSummary, Plan, PlanOptions, Report, Ridges, Rounding, Target,
+    Allocation, LayerReport, ModelSize, ModelSummary, Plan, PlanOptions, Report, Ridges, Rounding, Target, check_dense,
     compress_layer,
 };
 use serde::{Deserialize, Serialize};
@@ -121,6 +121,7 @@ pub async fn compress(
     options: &CompressionOptions,
     target: &Path,
 ) -> Result<CompressionResult, RunError> {
+    check_dense(run.model.config())?;
     run.check()?;
     if let PlanSource::Given(plan) = &options.plan {
         plan.check_model(run.model.config(), run.model.fingerprint())?;
@@ -210,13 +211,15 @@ fn apply(
             layer
         } else {
             let (seen, _) = statistics.read(index, model.fingerprint())?;
-            let weights = model.checkpoint.layer(index)?;
+            let weights =
+                model.checkpoint.layer(index)?.into_dense().map_err(modegpt_architecture::WeightError::from)?;
             let shape = &config.layers[index];
             let compressed = compress_layer(config, index, &weights, shape, &seen, layer_plan, plan.ridges)?;
             drop((weights, seen));
             check_fallbacks(&compressed.report, strict, reporter)?;
+            let new_weights = compressed.weights.into();
             folder.write(&shard_name(index + 1, n_layers), |out| {
-                write_layer(config, index, &compressed.shape, &compressed.weights, dtype, out)
+                write_layer(config, index, &compressed.shape, &new_weights, dtype, out)
             })?;
             let layer = Done { shape: compressed.shape, report: compressed.report };
             let text = serde_json::to_string_pretty(&layer).unwrap_or_default();
