@@ -47,6 +47,22 @@ pub enum Error {
         /// The ridge given.
         value: f64,
     },
+    /// A diagonal metric holds a negative or infinite weight, or a NaN.
+    #[error("weights of metric `{metric}` should be finite and not negative, found {value} at {index}")]
+    Weight {
+        /// The name of the metric in the signature.
+        metric: &'static str,
+        /// Index of the first such weight.
+        index: usize,
+        /// The weight.
+        value: f64,
+    },
+    /// A metric is zero, so that nothing can be told from anything else.
+    #[error("metric `{metric}` is zero")]
+    NoWeight {
+        /// The name of the metric in the signature.
+        metric: &'static str,
+    },
     /// The kept indices are not ascending, distinct and below the dimension.
     #[error("kept indices should be ascending, distinct and below {dim}, found {index} at position {position}")]
     Kept {

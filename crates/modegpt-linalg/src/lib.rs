@@ -72,6 +72,7 @@ mod select;
 #[cfg(test)]
 mod testing;
 mod value_output;
+mod weighted_svd;
 
 pub use accumulator::GramAccumulator;
 pub use cr::{cr_error, cr_scores, rotary_pair_scores};
@@ -83,3 +84,4 @@ pub use nystrom::{Nystrom, nystrom};
 pub use psd::{Cholesky, Jitter, factorise};
 pub use select::{select_by_leverage, top_k};
 pub use value_output::{ValueOutput, value_output};
+pub use weighted_svd::{Metric, WeightedSvd, weighted_svd};

@@ -89,6 +89,24 @@ pub fn symmetric_root(matrix: MatRef<'_, f64>) -> Result<Mat<f64>, Error> {
     Ok(scaled * vectors.transpose())
 }
 
+/// `A = P⁻¹ U_r Σ_r` and `B = V_rᵀ Q⁻¹` of `P W Q = U Σ Vᵀ`, with `P` and `Q` square and regular.
+///
+/// # Errors
+/// [`Error::NoConvergence`] if the singular value decomposition fails.
+pub fn weighted_svd(
+    weight: MatRef<'_, f64>,
+    input: MatRef<'_, f64>,
+    output: MatRef<'_, f64>,
+    rank: usize,
+) -> Result<(Mat<f64>, Mat<f64>), Error> {
+    let (rows, columns) = weight.shape();
+    let svd = (input * weight * output).thin_svd().map_err(|_| Error::NoConvergence { rows, columns })?;
+    let scaled = Mat::from_fn(rows, rank, |i, r| svd.U()[(i, r)] * svd.S().column_vector()[r]);
+    let a = input.partial_piv_lu().inverse() * scaled;
+    let b = svd.V().get(.., ..rank).transpose() * output.partial_piv_lu().inverse();
+    Ok((a, b))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
