@@ -15,6 +15,16 @@ pub enum Module {
     ValueOutput,
 }
 
+impl From<MapName> for Module {
+    fn from(name: MapName) -> Self {
+        match name {
+            MapName::Query | MapName::Key => Self::QueryKey,
+            MapName::Value | MapName::Output => Self::ValueOutput,
+            MapName::Gate | MapName::Up | MapName::Down => Self::Mlp,
+        }
+    }
+}
+
 impl fmt::Display for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -114,6 +124,16 @@ pub enum Error {
         layer: usize,
         /// The module.
         module: Module,
+        /// Why.
+        source: modegpt_linalg::Error,
+    },
+    /// A map could not be factorised.
+    #[error("layer {layer}, {name}: {source}")]
+    Factorisation {
+        /// Index of the layer.
+        layer: usize,
+        /// Which map.
+        name: MapName,
         /// Why.
         source: modegpt_linalg::Error,
     },

@@ -55,6 +55,7 @@ pub use allocation::{capped_softmax, epsilon_for_largest, uniform};
 pub use apply::{CompressedLayer, compress_layer};
 pub use check::check_dense;
 pub use error::{Error, Module};
+pub use method::per_matrix::{Factorisation, FactorisedLayer, MapReport, factorise_layer};
 pub use model_summary::{ModelSummary, Widths};
 pub use plan::{Allocation, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals};
 pub use report::{LayerReport, ModuleReport, Report};
