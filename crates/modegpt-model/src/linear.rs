@@ -13,12 +13,13 @@ pub(crate) struct Linear {
     bias: Option<Tensor<2>>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "the large variant is the usual one, and seven of them make a block")]
 #[derive(Clone, Debug)]
 enum Weight {
     /// `[d_in, d_out]`
     Dense(Tensor<2>),
-    /// `[d_in, rank]` and `[rank, d_out]`, never multiplied out.
-    Factorised { a: Tensor<2>, b: Tensor<2> },
+    /// `A: [d_in, rank]` and `B: [rank, d_out]`, never multiplied out.
+    Factorised(Box<[Tensor<2>; 2]>),
 }
 
 impl Linear {
@@ -31,7 +32,7 @@ impl Linear {
         let weight = match weight {
             HostWeight::Dense(weight) => Weight::Dense(compute.matrix(weight)),
             HostWeight::Factorised(Factors { a, b }) => {
-                Weight::Factorised { a: compute.matrix(a), b: compute.matrix(b) }
+                Weight::Factorised(Box::new([compute.matrix(a), compute.matrix(b)]))
             }
         };
         Self { weight, bias }
@@ -41,7 +42,7 @@ impl Linear {
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(weight.clone()),
-            Weight::Factorised { a, b } => x.matmul(a.clone()).matmul(b.clone()),
+            Weight::Factorised(factors) => factors.iter().fold(x, |x, factor| x.matmul(factor.clone())),
         };
         match &self.bias {
             Some(bias) => y + bias.clone(),
