@@ -1,6 +1,6 @@
 """Compressed folders as transformers sees them: does the Python side compute what the Rust side meant?
 
-    python3 roundtrip.py                      self-test: dense models wrapped, and narrowed by hand, against
+    python3 roundtrip.py                      self-test: dense models wrapped, narrowed and factorised by hand, against
                                               transformers' own classes; real models from $MODEGPT_DATA/models
     python3 roundtrip.py DENSE_DIR OUT_DIR [--logits FILE.safetensors] [--ids FILE.json]
                                               a folder the Rust side wrote, against the model it was made from
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dense_models import RANDOM_MODELS
+from factorise import factorise, uneven
 from narrow import FAMILIES, narrow
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -283,6 +284,28 @@ def check_narrowed(src, seed):
         check(dst, ids, expected, SAME_ARITHMETIC)
 
 
+def check_factorised(src, seed):
+    """Maps as products give the logits of the dense model at full rank, and of their products at any other."""
+    dense, base = load_dense(src)
+    config = shared_config(base, dense)
+    family, ids, state = FAMILIES[base["model_type"]], some_ids(config["vocab_size"]), stored_state(dense)
+    layers = dense_layers(config)
+    expected = logits_of(dense, ids)
+    factored, _, shapes = factorise(family, config, layers, state, lambda index, name, full: full)
+    with tempfile.TemporaryDirectory() as dst:
+        write_folder(dst, config, shapes, factored)
+        close("factorised at full rank", logits_of(load_out(dst), ids), expected, SAME_ARITHMETIC)
+    factored, product, shapes = factorise(family, config, layers, state, uneven(seed))
+    dense.load_state_dict(product, strict=False)
+    multiplied = logits_of(dense, ids)
+    moved = (multiplied - expected).abs().max().item()
+    require(moved > 100 * SAME_ARITHMETIC, f"truncation moved no logit by more than {moved}, which proves nothing")
+    with tempfile.TemporaryDirectory() as dst:
+        write_folder(dst, config, shapes, factored)
+        print("  factorised at uneven ranks:")
+        check(dst, ids, multiplied, SAME_ARITHMETIC)
+
+
 def check_refusals(src):
     """Configurations that cannot be right are named, not run."""
     with tempfile.TemporaryDirectory() as dst:
@@ -296,6 +319,11 @@ def check_refusals(src):
             "intermediate_size": {"per_layer_config": [{**layers[0], "intermediate_size": 0}, *layers[1:]]},
             "needs `rotary_pairs`": {"per_layer_config": [{**layers[0], "query_key_dim": 2}, *layers[1:]]},
             "of 4 heads": {"per_layer_config": [{**layers[0], "rotary_pairs": [[0]]}, *layers[1:]]},
+            "a rank of `up` from 1 to 64, found 0": {"per_layer_config": [{**layers[0], "ranks": {"up": 0}}, *layers[1:]]},
+            "a rank of `key` from 1 to 32, found 33": {
+                "per_layer_config": [{**layers[0], "ranks": {"key": 33, "query": None}}, *layers[1:]]
+            },
+            "found `w1`": {"per_layer_config": [{**layers[0], "ranks": {"w1": 3}}, *layers[1:]]},
             "below 4": {"per_layer_config": [{**layers[0], "rotary_pairs": [[0, 1, 2, 4]] * 4}, *layers[1:]]},
         }
         for message, change in wrong.items():
@@ -332,6 +360,7 @@ def self_test():
             print(src.name)
             check_full_width(src)
             check_narrowed(src, seed)
+            check_factorised(src, seed)
     print("refusals")
     check_refusals(DATA / "models" / "stories260k")
 
@@ -350,9 +379,18 @@ def check_pair(dense_dir, out_dir, logits_file, ids_file):
     print(out_dir)
     check(out_dir, ids, expected)
     dense, out = load_dense(dense_dir)[0], load_out(out_dir)
-    names, found = dense.state_dict().keys(), out.state_dict().keys()
+    names, found = dense.state_dict().keys(), {original_name(name) for name in out.state_dict()}
     require(names == found, f"tensor names differ from the dense model: {sorted(names ^ found)}")
     print(f"  parameters: {dense.num_parameters()} before, {out.num_parameters()} after")
+
+
+def original_name(name):
+    """The tensor of the dense model that a tensor, or a factor of it, stands for."""
+    for part in (".a", ".b"):
+        name = name.replace(f"{part}.weight", ".weight").replace(f"{part}.bias", ".bias")
+    for part in (".query", ".key", ".value"):
+        name = name.replace(f".c_attn{part}.", ".c_attn.")
+    return name
 
 
 def main():

@@ -1,5 +1,7 @@
 //! What the suites share: the data folder, and short ways to open and run models.
 
+mod factorised;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -8,6 +10,8 @@ use modegpt::checkpoint::{FolderSource, MemorySource};
 use modegpt::model_runtime::{Block, Compute, Embedder, Head};
 use modegpt::text_tools::{Corpus, Strategy};
 use modegpt::{Calibration, CalibrationOptions, Model};
+
+pub use factorised::{Replaced, factorised, multiplied_out, uneven_rank, write_replaced};
 
 /// The folder with real models and texts: `MODEGPT_DATA`, or the one beside the checkout.
 ///
@@ -75,8 +79,15 @@ pub fn stories(model: &Model, n_samples: usize, seq_len: usize) -> Calibration {
 /// # Panics
 /// If the forward pass fails.
 pub fn logits(model: &Model, ids: &[u32], compute: &Compute) -> Vec<f32> {
-    let weights = &model.checkpoint;
-    let config = model.config();
+    logits_of(&model.checkpoint, ids, compute)
+}
+
+/// As [`logits`], of weights from anywhere.
+///
+/// # Panics
+/// If the forward pass fails.
+pub fn logits_of(weights: &dyn WeightProvider, ids: &[u32], compute: &Compute) -> Vec<f32> {
+    let config = weights.config();
     let embedder = Embedder::new(weights, compute).expect("readable weights");
     let mut x = embedder.embed(weights, ids, 1, 0, compute).expect("known ids");
     for (index, shape) in config.layers.iter().enumerate() {

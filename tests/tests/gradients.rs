@@ -9,7 +9,7 @@ use std::ops::Range;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use modegpt::architecture::{
-    LayerWeights, Linear, Matrix, ModelConfig, NormPlacement, OuterWeights, WeightError, WeightProvider,
+    LayerWeights, Linear, Matrix, ModelConfig, NormPlacement, OuterWeights, Weight, WeightError, WeightProvider,
 };
 use modegpt::gradient::{
     GradientError, GradientOptions, Labels, LayerGradients, Loss, RowFisher, Samples, Tape, collect_gradients, forward,
@@ -379,11 +379,11 @@ impl WeightProvider for Edited<'_> {
         &self.config
     }
 
-    fn layer(&self, index: usize) -> Result<LayerWeights, WeightError> {
+    fn layer(&self, index: usize) -> Result<LayerWeights<Weight>, WeightError> {
         self.asked.borrow_mut().push(index);
-        let mut weights = self.model.checkpoint.layer(index)?;
+        let mut weights = dense(self.model, index);
         (self.edit)(index, &mut weights);
-        Ok(weights)
+        Ok(weights.into())
     }
 
     fn outer(&self) -> Result<OuterWeights, WeightError> {
@@ -401,6 +401,11 @@ impl WeightProvider for Edited<'_> {
     fn head_rows(&self, range: Range<usize>) -> Result<Matrix, WeightError> {
         self.model.checkpoint.head_rows(range)
     }
+}
+
+/// The weights of a layer of a model that holds no map as a product.
+fn dense(model: &Model, layer: usize) -> LayerWeights {
+    model.checkpoint.layer(layer).expect("readable weights").into_dense().expect("dense weights")
 }
 
 /// One of the maps.
@@ -423,7 +428,7 @@ fn row_fisher_equals_finite_differences_of_weights() {
         // The row that matters most, whose differences stand out of rounding.
         let rows = &found[map];
         let row = (0..rows.len()).max_by(|a, b| rows[*a].total_cmp(&rows[*b])).expect("rows");
-        let d_out = pick(&mut model.checkpoint.layer(layer).expect("weights")).weight.cols;
+        let d_out = pick(&mut dense(&model, layer)).weight.cols;
         let mut sum = 0.0;
         for ids in &text.windows {
             for column in 0..d_out {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use modegpt::architecture::{
-    Activation, DType, Family, LayerShape, MlpKind, ModelConfig, Norm, Positions, WeightProvider,
+    Activation, DType, FactorRanks, Family, LayerShape, MapName, MlpKind, ModelConfig, Norm, Positions, WeightProvider,
 };
 use modegpt::checkpoint::{Checkpoint, outer_tensors};
 use modegpt::{Model, Reporter};
@@ -86,6 +86,9 @@ struct Layer {
     /// Which rotary pairs each kv head keeps; absent where all are kept or none exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     rotary_pairs: Option<Vec<Vec<usize>>>,
+    /// At which rank each map is held as a product; absent where all are dense.
+    #[serde(skip_serializing_if = "FactorRanks::is_dense")]
+    ranks: FactorRanks,
     params: u64,
     /// Share of the linear weights that the layer had before compression.
     share_of_dense: f64,
@@ -203,6 +206,7 @@ fn layer(config: &ModelConfig, index: usize, shape: &LayerShape, dense: &LayerSh
         d_qk: shape.d_qk,
         d_v: shape.d_v,
         rotary_pairs: shape.rotary_pairs.clone(),
+        ranks: shape.ranks,
         params,
         share_of_dense: params as f64 / config.linear_params(dense) as f64,
         spectra: Vec::new(),
@@ -285,6 +289,10 @@ fn layer_table(summary: &Summary, is_rotary: bool) -> String {
     if is_rotary {
         header.push("rotary pairs");
     }
+    let is_factorised = summary.layers.iter().any(|layer| !layer.ranks.is_dense());
+    if is_factorised {
+        header.push("ranks");
+    }
     header.extend(["weights", "of dense"]);
     let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
     for layer in &summary.layers {
@@ -292,11 +300,21 @@ fn layer_table(summary: &Summary, is_rotary: bool) -> String {
         if is_rotary {
             row.push(format!("{} of {}", layer.d_qk / 2, summary.shape.d_head / 2));
         }
+        if is_factorised {
+            row.push(ranks_text(&layer.ranks));
+        }
         row.push(printer::grouped(layer.params));
         row.push(format!("{:.1} %", 100.0 * layer.share_of_dense));
         rows.push(row);
     }
     printer::table(&rows)
+}
+
+/// The maps that are products, with their ranks.
+fn ranks_text(ranks: &FactorRanks) -> String {
+    let text = |name: MapName| Some(format!("{name} {}", ranks.get(name)?));
+    let texts: Vec<String> = MapName::ALL.into_iter().filter_map(text).collect();
+    if texts.is_empty() { "–".to_owned() } else { texts.join(", ") }
 }
 
 /// Matrices by name; the products of all heads in one row, by their means.

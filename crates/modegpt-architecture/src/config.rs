@@ -226,22 +226,23 @@ impl ModelConfig {
         }
     }
 
-    /// Linear weights of one block with the given widths, biases and norms not counted: what a sparsity is a share of.
+    /// Linear weights of one block with the given widths and ranks, biases and norms not counted: what a sparsity is a
+    /// share of.
     pub fn linear_params(&self, shape: &LayerShape) -> usize {
-        self.query_key_params(shape.d_qk) + self.value_output_params(shape.d_v) + self.mlp_params(shape.d_ff)
+        self.map_shapes(shape).map(|map| map.params()).sum()
     }
 
-    /// Weights of the query and key maps at a head width of `d_qk`.
+    /// Weights of dense query and key maps at a head width of `d_qk`.
     pub fn query_key_params(&self, d_qk: usize) -> usize {
         self.d_model * d_qk * (self.n_heads + self.n_kv_heads)
     }
 
-    /// Weights of the value and output maps at a head width of `d_v`.
+    /// Weights of dense value and output maps at a head width of `d_v`.
     pub fn value_output_params(&self, d_v: usize) -> usize {
         self.d_model * d_v * (self.n_heads + self.n_kv_heads)
     }
 
-    /// Weights of the MLP with `d_ff` hidden units.
+    /// Weights of a dense MLP with `d_ff` hidden units.
     pub fn mlp_params(&self, d_ff: usize) -> usize {
         self.d_model * d_ff * self.n_mlp_matrices()
     }

@@ -7,7 +7,7 @@
 //! - [`ModelConfig`] is the family-independent description; [`family`] translates a `config.json` into it.
 //! - [`LayerShape`] gives each layer its own widths. A dense layer is the special case in which all are full.
 //! - [`LayerWeights`] are one decoder block on the host, every matrix as `[d_in, d_out]` and activations as rows:
-//!   `y = x W + b`.
+//!   `y = x W + b`. As stored (`LayerWeights<Weight>`) any map may be [`Factors`] instead, `y = (x A) B + b`.
 //! - [`family::KeyTable`] says how each of these tensors is named and laid out in a checkpoint.
 //!
 //! ```
@@ -27,6 +27,7 @@
 mod config;
 pub mod family;
 mod layer_shape;
+mod map;
 mod provider;
 mod tensor;
 mod weights;
@@ -35,6 +36,7 @@ pub use config::{
     Activation, ConfigError, Family, MlpKind, ModelConfig, Norm, NormPlacement, Positions, RopeScaling, SpecialTokens,
 };
 pub use layer_shape::LayerShape;
+pub use map::{FactorRanks, MapName, MapShape};
 pub use provider::{OuterWeights, WeightError, WeightProvider};
 pub use tensor::{DType, Matrix};
-pub use weights::{LayerWeights, Linear, NormWeights};
+pub use weights::{FactorisedMap, Factors, LayerWeights, Linear, NormWeights, Weight};

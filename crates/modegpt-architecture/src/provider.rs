@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{LayerWeights, Linear, Matrix, ModelConfig, NormWeights};
+use crate::{LayerWeights, Linear, Matrix, ModelConfig, NormWeights, Weight};
 
 /// Why weights could not be had: the error of whatever stores them.
 pub type WeightError = Box<dyn std::error::Error + Send + Sync>;
@@ -12,11 +12,11 @@ pub trait WeightProvider {
     /// What the model is.
     fn config(&self) -> &ModelConfig;
 
-    /// One decoder block.
+    /// One decoder block. Callers that need every map dense take [`LayerWeights::into_dense`].
     ///
     /// # Errors
     /// Whatever keeps the weights from being read; the message names the tensor.
-    fn layer(&self, index: usize) -> Result<LayerWeights, WeightError>;
+    fn layer(&self, index: usize) -> Result<LayerWeights<Weight>, WeightError>;
 
     /// What stands before and after the blocks.
     ///

@@ -25,7 +25,7 @@
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
-use modegpt_architecture::{LayerShape, Matrix, ModelConfig};
+use modegpt_architecture::{LayerShape, Matrix, ModelConfig, Weight};
 use modegpt_linalg::{Gram, GramAccumulator, reference::symmetric_root};
 
 /// Query tokens looked at in every sample, evenly spread.
@@ -68,7 +68,7 @@ impl AttentionGeometry {
     pub(crate) fn new(
         config: &ModelConfig,
         shape: &LayerShape,
-        output: &Matrix,
+        output: &Weight,
     ) -> Result<Self, modegpt_linalg::Error> {
         let all = config.rotary_frequencies();
         let frequencies = |head: usize| match &shape.rotary_pairs {
@@ -225,11 +225,17 @@ fn columns(rows: &[f32], stride: usize, start: usize, width: usize) -> Mat<f32> 
 }
 
 /// The symmetric root `(W_O W_Oᵀ)^½` of one head's rows of the output map.
-fn root_of_output(output: &Matrix, head: usize, d_v: usize) -> Result<Mat<f32>, modegpt_linalg::Error> {
-    let rows = &output.data[head * d_v * output.cols..(head + 1) * d_v * output.cols];
-    let rows = Mat::from_fn(d_v, output.cols, |row, col| f64::from(rows[row * output.cols + col]));
+fn root_of_output(output: &Weight, head: usize, d_v: usize) -> Result<Mat<f32>, modegpt_linalg::Error> {
+    let rows = match output {
+        Weight::Dense(matrix) => rows_of(matrix, head * d_v, d_v),
+        Weight::Factorised(factors) => rows_of(&factors.a, head * d_v, d_v) * rows_of(&factors.b, 0, factors.b.rows),
+    };
     let root = symmetric_root((&rows * rows.transpose()).as_ref())?;
     Ok(Mat::from_fn(d_v, d_v, |row, col| root[(row, col)] as f32))
+}
+
+fn rows_of(matrix: &Matrix, start: usize, n_rows: usize) -> Mat<f64> {
+    Mat::from_fn(n_rows, matrix.cols, |row, col| f64::from(matrix.data[(start + row) * matrix.cols + col]))
 }
 
 #[cfg(test)]
@@ -334,7 +340,7 @@ mod tests {
             let value = vector(2 * tokens * config.n_kv_heads * d, seed);
             let output =
                 Matrix::new(config.n_heads * d, config.d_model, vector(config.n_heads * d * config.d_model, seed));
-            let geometry = AttentionGeometry::new(&config, &config.layers[0], &output).expect("finite");
+            let geometry = AttentionGeometry::new(&config, &config.layers[0], &output.clone().into()).expect("finite");
             let mut effects = LogitEffects::new(&geometry);
             effects.add(&Rows { query: &query, key: &key, value: &value }, tokens);
             let (grams, n_queries) = effects.finish();

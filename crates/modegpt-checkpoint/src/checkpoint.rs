@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use modegpt_architecture::family::{self, KeyTable, LinearLayout, QkvKeys};
+use modegpt_architecture::family::{self, KeyTable, LinearLayout};
 use modegpt_architecture::{
-    DType, LayerWeights, Linear, Matrix, ModelConfig, Norm, NormWeights, OuterWeights, Positions, WeightError,
-    WeightProvider,
+    DType, Factors, LayerShape, LayerWeights, Linear, MapName, MapShape, Matrix, ModelConfig, Norm, NormWeights,
+    OuterWeights, Positions, Weight, WeightError, WeightProvider,
 };
 use serde_json::Value;
 
-use crate::layout::{TensorSpec, layer_tensors, outer_tensors, qkv_widths};
+use crate::layout::{TensorSpec, fused_shape, layer_tensors, outer_tensors};
 use crate::{LoadError, Source, StoredType, TensorIndex, read_file};
 
 /// Far above any real configuration.
@@ -126,7 +126,19 @@ impl Checkpoint {
         Err(LoadError::NotFinite { name: name.to_owned(), file, value: values[element], element })
     }
 
-    fn linear(&self, name: &str, d_in: usize, d_out: usize, bias: bool) -> Result<Linear, LoadError> {
+    fn linear(&self, name: &str, map: MapShape) -> Result<Linear<Weight>, LoadError> {
+        let MapShape { d_in, d_out, .. } = map;
+        let Some(rank) = map.rank else { return Ok(self.dense(name, map)?.into()) };
+        let factor = |part: &str, d_in: usize, d_out: usize| {
+            let data = self.tensor(&format!("{name}.{part}.weight"))?;
+            Ok::<_, LoadError>(Matrix::new(d_out, d_in, data).transposed())
+        };
+        let weight = Weight::Factorised(Factors { a: factor("a", d_in, rank)?, b: factor("b", rank, d_out)? });
+        let bias = if map.bias { Some(self.tensor(&format!("{name}.b.bias"))?) } else { None };
+        Ok(Linear { weight, bias })
+    }
+
+    fn dense(&self, name: &str, MapShape { d_in, d_out, bias, .. }: MapShape) -> Result<Linear, LoadError> {
         let data = self.tensor(&format!("{name}.weight"))?;
         let weight = match self.keys.layout {
             LinearLayout::OutIn => Matrix::new(d_out, d_in, data).transposed(),
@@ -147,47 +159,44 @@ impl Checkpoint {
         Ok(NormWeights { weight: Some(self.tensor(&format!("{name}.weight"))?), bias })
     }
 
-    fn qkv(&self, prefix: &str, widths: (usize, usize, usize)) -> Result<[Linear; 3], LoadError> {
-        let (d, bias, (query, key, value)) = (self.config.d_model, self.config.qkv_bias, widths);
-        let name = |name: &str| format!("{prefix}{name}");
-        match self.keys.layer.qkv {
-            QkvKeys::Separate { query: q, key: k, value: v } => Ok([
-                self.linear(&name(q), d, query, bias)?,
-                self.linear(&name(k), d, key, bias)?,
-                self.linear(&name(v), d, value, bias)?,
-            ]),
-            QkvKeys::Fused(fused) => {
-                let fused = self.linear(&name(fused), d, query + key + value, bias)?;
-                let part = |start: usize, end: usize| Linear {
-                    weight: fused.weight.column_range(start, end),
-                    bias: fused.bias.as_ref().map(|bias| bias[start..end].to_vec()),
-                };
-                Ok([part(0, query), part(query, query + key), part(query + key, query + key + value)])
-            }
-        }
+    /// A map that is stored by itself.
+    fn map(&self, prefix: &str, shape: &LayerShape, name: MapName) -> Result<Linear<Weight>, LoadError> {
+        let key = self.keys.layer.map(name).unwrap_or_else(|| name.to_string());
+        self.linear(&format!("{prefix}{key}"), self.config.map_shape(shape, name))
     }
 
-    fn read_layer(&self, index: usize) -> Result<LayerWeights, LoadError> {
-        let config = &self.config;
-        let shape = &config.layers[index];
-        let d = config.d_model;
-        let prefix = self.keys.layer_prefix(self.root, index);
-        let name = |name: &str| format!("{prefix}{name}");
-        let [query, key, value] = self.qkv(&prefix, qkv_widths(config, shape))?;
-        let gate = match self.keys.layer.gate {
-            Some(gate) => Some(self.linear(&name(gate), d, shape.d_ff, config.mlp_bias)?),
-            None => None,
+    fn qkv(&self, prefix: &str, shape: &LayerShape) -> Result<[Linear<Weight>; 3], LoadError> {
+        let names = [MapName::Query, MapName::Key, MapName::Value];
+        let Some(fused) = self.keys.layer.fused_qkv(shape) else {
+            let [query, key, value] = names.map(|name| self.map(prefix, shape, name));
+            return Ok([query?, key?, value?]);
         };
+        let fused = self.dense(&format!("{prefix}{fused}"), fused_shape(&self.config, shape))?;
+        let mut start = 0;
+        Ok(names.map(|name| {
+            let columns = start..start + self.config.map_shape(shape, name).d_out;
+            start = columns.end;
+            let weight = fused.weight.column_range(columns.start, columns.end).into();
+            Linear { weight, bias: fused.bias.as_ref().map(|bias| bias[columns].to_vec()) }
+        }))
+    }
+
+    fn read_layer(&self, index: usize) -> Result<LayerWeights<Weight>, LoadError> {
+        let shape = &self.config.layers[index];
+        let prefix = self.keys.layer_prefix(self.root, index);
+        let norm = |name: &str| self.norm(&format!("{prefix}{name}"));
+        let map = |name| self.map(&prefix, shape, name);
+        let [query, key, value] = self.qkv(&prefix, shape)?;
         Ok(LayerWeights {
-            attention_norm: self.norm(&name(self.keys.layer.attention_norm))?,
+            attention_norm: norm(self.keys.layer.attention_norm)?,
             query,
             key,
             value,
-            output: self.linear(&name(self.keys.layer.output), config.n_heads * shape.d_v, d, config.output_bias)?,
-            mlp_norm: self.norm(&name(self.keys.layer.mlp_norm))?,
-            gate,
-            up: self.linear(&name(self.keys.layer.up), d, shape.d_ff, config.mlp_bias)?,
-            down: self.linear(&name(self.keys.layer.down), shape.d_ff, d, config.mlp_bias)?,
+            output: map(MapName::Output)?,
+            mlp_norm: norm(self.keys.layer.mlp_norm)?,
+            gate: self.keys.layer.gate.map(|_| map(MapName::Gate)).transpose()?,
+            up: map(MapName::Up)?,
+            down: map(MapName::Down)?,
         })
     }
 
@@ -250,7 +259,7 @@ impl WeightProvider for Checkpoint {
         &self.config
     }
 
-    fn layer(&self, index: usize) -> Result<LayerWeights, WeightError> {
+    fn layer(&self, index: usize) -> Result<LayerWeights<Weight>, WeightError> {
         Ok(self.read_layer(index)?)
     }
 

@@ -1,7 +1,7 @@
 //! Which tensors a model is made of: the one list that loading checks against and saving writes.
 
-use modegpt_architecture::family::{KeyTable, QkvKeys};
-use modegpt_architecture::{LayerShape, MlpKind, ModelConfig, Norm};
+use modegpt_architecture::family::{KeyTable, LinearLayout};
+use modegpt_architecture::{LayerShape, MapName, MapShape, ModelConfig, Norm};
 
 /// The name and stored shape of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub fn outer_tensors(config: &ModelConfig, keys: &KeyTable, root: &str) -> Vec<T
     specs
 }
 
-/// Every tensor of one layer with the given widths.
+/// Every tensor of one layer with the given widths and ranks.
 pub fn layer_tensors(
     config: &ModelConfig,
     keys: &KeyTable,
@@ -57,48 +57,57 @@ pub fn layer_tensors(
     shape: &LayerShape,
 ) -> Vec<TensorSpec> {
     let prefix = keys.layer_prefix(root, index);
-    let d = config.d_model;
-    let (query, key, value) = qkv_widths(config, shape);
     let mut specs = Vec::new();
     let mut put = |name: String, shape: &[usize]| specs.push(TensorSpec::new(name, shape));
     if config.norm_affine {
         norm(&mut put, config, &format!("{prefix}{}", keys.layer.attention_norm));
     }
-    let mut linear = |name: &str, d_in: usize, d_out: usize, bias: bool| {
-        put(format!("{prefix}{name}.weight"), &stored_shape(keys, d_in, d_out));
-        if bias {
-            put(format!("{prefix}{name}.bias"), &[d_out]);
-        }
-    };
-    match keys.layer.qkv {
-        QkvKeys::Fused(name) => linear(name, d, query + key + value, config.qkv_bias),
-        QkvKeys::Separate { query: q, key: k, value: v } => {
-            linear(q, d, query, config.qkv_bias);
-            linear(k, d, key, config.qkv_bias);
-            linear(v, d, value, config.qkv_bias);
+    let fused = keys.layer.fused_qkv(shape);
+    if let Some(name) = fused {
+        linear(&mut put, keys, &format!("{prefix}{name}"), fused_shape(config, shape));
+    }
+    for map in config.map_shapes(shape).filter(|map| fused.is_none() || !is_qkv(map.name)) {
+        if let Some(name) = keys.layer.map(map.name) {
+            linear(&mut put, keys, &format!("{prefix}{name}"), map);
         }
     }
-    linear(keys.layer.output, config.n_heads * shape.d_v, d, config.output_bias);
-    if let (MlpKind::Gated, Some(gate)) = (config.mlp, keys.layer.gate) {
-        linear(gate, d, shape.d_ff, config.mlp_bias);
-    }
-    linear(keys.layer.up, d, shape.d_ff, config.mlp_bias);
-    linear(keys.layer.down, shape.d_ff, d, config.mlp_bias);
     if config.norm_affine {
         norm(&mut put, config, &format!("{prefix}{}", keys.layer.mlp_norm));
     }
     specs
 }
 
-/// Total widths of query, key and value over their heads.
-pub(crate) fn qkv_widths(config: &ModelConfig, shape: &LayerShape) -> (usize, usize, usize) {
-    (config.n_heads * shape.d_qk, config.n_kv_heads * shape.d_qk, config.n_kv_heads * shape.d_v)
+/// Whether a map is one of those that some families store side by side.
+pub(crate) fn is_qkv(name: MapName) -> bool {
+    matches!(name, MapName::Query | MapName::Key | MapName::Value)
 }
 
-fn stored_shape(keys: &KeyTable, d_in: usize, d_out: usize) -> [usize; 2] {
-    match keys.layout {
-        modegpt_architecture::family::LinearLayout::OutIn => [d_out, d_in],
-        modegpt_architecture::family::LinearLayout::InOut => [d_in, d_out],
+/// The query map of a layer, widened by key and value beside it.
+pub(crate) fn fused_shape(config: &ModelConfig, shape: &LayerShape) -> MapShape {
+    let [query, key, value] = [MapName::Query, MapName::Key, MapName::Value].map(|name| config.map_shape(shape, name));
+    MapShape { d_out: query.d_out + key.d_out + value.d_out, ..query }
+}
+
+/// One dense tensor, or `a` and `b`, which are two maps one after the other.
+fn linear(put: &mut impl FnMut(String, &[usize]), keys: &KeyTable, name: &str, map: MapShape) {
+    let MapShape { d_in, d_out, .. } = map;
+    let last = match map.rank {
+        None => {
+            let shape = match keys.layout {
+                LinearLayout::OutIn => [d_out, d_in],
+                LinearLayout::InOut => [d_in, d_out],
+            };
+            put(format!("{name}.weight"), &shape);
+            name.to_owned()
+        }
+        Some(rank) => {
+            put(format!("{name}.a.weight"), &[rank, d_in]);
+            put(format!("{name}.b.weight"), &[d_out, rank]);
+            format!("{name}.b")
+        }
+    };
+    if map.bias {
+        put(format!("{last}.bias"), &[d_out]);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A plan made true, one layer at a time.
 
-use modegpt_architecture::{LayerShape, LayerWeights};
+use modegpt_architecture::{FactorRanks, LayerShape, LayerWeights};
 
 use crate::{
     Error, Layer, LayerPlan, LayerReport, Methods, ModelSummary, Orders, Ridges, Widths, check,
@@ -55,7 +55,7 @@ pub fn compress_layer(
         value_output: value_output.report,
     };
     let Widths { d_ff, d_qk, d_v } = plan.widths();
-    let shape = LayerShape { d_ff, d_qk, d_v, rotary_pairs: query_key.rotary_pairs };
+    let shape = LayerShape { d_ff, d_qk, d_v, rotary_pairs: query_key.rotary_pairs, ranks: FactorRanks::default() };
     let weights = LayerWeights {
         attention_norm: weights.attention_norm.clone(),
         query: query_key.query,

@@ -1,12 +1,25 @@
 //! Whether what belongs to a layer fits together, before anything is computed from it.
 
-use modegpt_architecture::{LayerShape, LayerWeights, Linear, MlpKind, ModelConfig};
+use modegpt_architecture::{LayerShape, LayerWeights, Linear, MapShape, MlpKind, ModelConfig};
 use modegpt_linalg::Gram;
 use modegpt_statistics::{LayerGradients, LayerStatistics};
 
 use crate::{
     Error, Layer, LayerPlan, ModelSummary, Module, Orders, Widths, matrices::Place, model_summary::field_error,
 };
+
+/// Refuses a model that holds a map as a product, before anything is spent on it.
+///
+/// Multiplied out such a model would be larger than it is, often larger than what decomposition then makes of it.
+///
+/// # Errors
+/// [`Error::Factorised`], naming the first such map.
+pub fn check_dense(config: &ModelConfig) -> Result<(), Error> {
+    match config.first_factorised() {
+        Some((layer, MapShape { name, rank: Some(rank), .. })) => Err(Error::Factorised { layer, name, rank }),
+        _ => Ok(()),
+    }
+}
 
 /// Checks weights, shape, statistics and gradients of a layer against the configuration and each other.
 pub(crate) fn layer(layer: &Layer<'_>) -> Result<(), Error> {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use modegpt_architecture::MapName;
+
 /// The three parts of a decoder block that are compressed independently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Module {
@@ -11,6 +13,16 @@ pub enum Module {
     QueryKey,
     /// Value and output maps: type III.
     ValueOutput,
+}
+
+impl From<MapName> for Module {
+    fn from(name: MapName) -> Self {
+        match name {
+            MapName::Query | MapName::Key => Self::QueryKey,
+            MapName::Value | MapName::Output => Self::ValueOutput,
+            MapName::Gate | MapName::Up | MapName::Down => Self::Mlp,
+        }
+    }
 }
 
 impl fmt::Display for Module {
@@ -115,6 +127,16 @@ pub enum Error {
         /// Why.
         source: modegpt_linalg::Error,
     },
+    /// A map could not be factorised.
+    #[error("layer {layer}, {name}: {source}")]
+    Factorisation {
+        /// Index of the layer.
+        layer: usize,
+        /// Which map.
+        name: MapName,
+        /// Why.
+        source: modegpt_linalg::Error,
+    },
     /// A weight is NaN or infinite, before or after compression.
     #[error("layer {layer}, {module}: `{tensor}` holds a value that is not finite")]
     NotFinite {
@@ -124,6 +146,19 @@ pub enum Error {
         module: Module,
         /// The tensor.
         tensor: &'static str,
+    },
+    /// The model is the product of a method that factorises maps, and this one needs them dense.
+    #[error(
+        "layer {layer}: the {name} map is a product of rank {rank}, and decompositions need it dense: \
+         compress the model that this one was made from"
+    )]
+    Factorised {
+        /// Index of the layer.
+        layer: usize,
+        /// Which map.
+        name: MapName,
+        /// Its rank.
+        rank: usize,
     },
     /// The value bias has to move into the output bias, and there is none.
     #[error("layer {layer}, value-output: the value bias cannot be folded, the output map has no bias")]

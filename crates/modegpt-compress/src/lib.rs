@@ -59,9 +59,11 @@ mod testing;
 
 pub use allocation::{capped_softmax, epsilon_for_largest, uniform};
 pub use apply::{CompressedLayer, compress_layer};
+pub use check::check_dense;
 pub use curves::{ErrorCurve, ErrorUnit, LayerCurves, WidthGrid};
 pub use error::{Error, Module};
 pub use layer::Layer;
+pub use method::per_matrix::{Factorisation, FactorisedLayer, MapReport, factorise_layer};
 pub use methods::{Methods, MlpMethod, QueryKeyMethod, ValueOutputMethod};
 pub use model_summary::{ModelSummary, Widths};
 pub use plan::{Allocation, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals};

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, ErrorUnit, LayerCurves, Methods, ModelSummary, Rounding, Widths,
     allocation::{capped_softmax, check_sparsity, epsilon_for_largest, uniform},
+    check_dense,
     curves::{allocate, predicted},
     model_summary::field_error,
     rounding::round_widths,
@@ -231,7 +232,7 @@ impl Plan {
     /// # Errors
     /// [`Error::OutOfRange`] or [`Error::Unreachable`] if the options or influences cannot be met, as
     /// [`capped_softmax`] and [`round_widths`] say; [`Error::PlanField`] if the model itself is out of range or a curve
-    /// is not one of its layers.
+    /// is not one of its layers, [`Error::Factorised`] if a map of it is a product.
     pub fn new(
         config: &ModelConfig,
         fingerprint: &str,
@@ -239,6 +240,7 @@ impl Plan {
         curves: Option<Vec<LayerCurves>>,
         options: &PlanOptions,
     ) -> Result<Self, Error> {
+        check_dense(config)?;
         let &PlanOptions { sparsity, mode, methods, allocation, rounding, ridges } = options;
         let model = ModelSummary::of(config);
         if influences.len() != model.n_layers {
@@ -309,8 +311,9 @@ impl Plan {
     /// Refuses a model that the plan was not made for.
     ///
     /// # Errors
-    /// [`Error::OtherModel`], naming the first difference.
+    /// [`Error::OtherModel`], naming the first difference; [`Error::Factorised`] if a map of the model is a product.
     pub fn check_model(&self, config: &ModelConfig, fingerprint: &str) -> Result<(), Error> {
+        check_dense(config)?;
         let (ours, theirs) = (&self.model, &ModelSummary::of(config));
         let same = |field: &str, plan: String, model: String| {
             if plan == model { Ok(()) } else { Err(Error::OtherModel { field: field.to_owned(), plan, model }) }

@@ -6,7 +6,7 @@ use burn::tensor::{
     module::{attention, attention_fallback},
     ops::AttentionModuleOptions,
 };
-use modegpt_architecture::{Linear as LinearWeights, ModelConfig};
+use modegpt_architecture::{Linear as LinearWeights, ModelConfig, Weight};
 
 use crate::{Compute, KvCache, Point, Probe, linear::Linear, rope::RotaryTables};
 
@@ -32,7 +32,7 @@ pub(crate) struct Attention {
 impl Attention {
     /// From the maps of query, key, value and output.
     pub(crate) fn new(
-        [query, key, value, output]: [LinearWeights; 4],
+        [query, key, value, output]: [LinearWeights<Weight>; 4],
         config: &ModelConfig,
         compute: &Compute,
     ) -> Self {

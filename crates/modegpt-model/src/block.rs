@@ -4,7 +4,9 @@ use burn::tensor::{
     Tensor,
     activation::{gelu, gelu_approximate, relu, silu},
 };
-use modegpt_architecture::{Activation, LayerShape, LayerWeights, Linear as LinearWeights, ModelConfig, NormPlacement};
+use modegpt_architecture::{
+    Activation, LayerShape, LayerWeights, Linear as LinearWeights, ModelConfig, NormPlacement, Weight,
+};
 
 use crate::probe::{Closed, Keep};
 use crate::{Compute, KvCache, Point, Probe, attention::Attention, linear::Linear, norm::Norm, rope::RotaryTables};
@@ -42,11 +44,16 @@ pub struct Observations {
 }
 
 impl Block {
-    /// Brings a layer's weights to the device.
+    /// Brings a layer's weights to the device, dense or as stored.
     ///
     /// `shape` is that layer's entry of `config.layers`; the weights have its widths.
-    pub fn new(weights: LayerWeights, shape: &LayerShape, config: &ModelConfig, compute: &Compute) -> Self {
-        let LayerWeights { attention_norm, query, key, value, output, mlp_norm, gate, up, down } = weights;
+    pub fn new(
+        weights: impl Into<LayerWeights<Weight>>,
+        shape: &LayerShape,
+        config: &ModelConfig,
+        compute: &Compute,
+    ) -> Self {
+        let LayerWeights { attention_norm, query, key, value, output, mlp_norm, gate, up, down } = weights.into();
         Self {
             attention_norm: Norm::new(attention_norm, config, compute),
             attention: Attention::new([query, key, value, output], config, compute),
@@ -114,9 +121,9 @@ struct Mlp {
 
 impl Mlp {
     fn new(
-        gate: Option<LinearWeights>,
-        up: LinearWeights,
-        down: LinearWeights,
+        gate: Option<LinearWeights<Weight>>,
+        up: LinearWeights<Weight>,
+        down: LinearWeights<Weight>,
         activation: Activation,
         compute: &Compute,
     ) -> Self {

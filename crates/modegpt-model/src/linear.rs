@@ -1,31 +1,49 @@
-//! `y = x W + b`
+//! `y = x W + b`, or `y = (x A) B + b`
 
 use burn::tensor::Tensor;
-use modegpt_architecture::Linear as LinearWeights;
+use modegpt_architecture::{Factors, Linear as LinearWeights, Weight as HostWeight};
 
 use crate::Compute;
 
 /// A linear map on the device.
 #[derive(Clone, Debug)]
 pub(crate) struct Linear {
-    /// `[d_in, d_out]`
-    weight: Tensor<2>,
+    weight: Weight,
     /// `[1, d_out]`
     bias: Option<Tensor<2>>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "the large variant is the usual one, and seven of them make a block")]
+#[derive(Clone, Debug)]
+enum Weight {
+    /// `[d_in, d_out]`
+    Dense(Tensor<2>),
+    /// `A: [d_in, rank]` and `B: [rank, d_out]`, never multiplied out.
+    Factorised(Box<[Tensor<2>; 2]>),
+}
+
 impl Linear {
-    pub(crate) fn new(weights: LinearWeights, compute: &Compute) -> Self {
-        let bias = weights.bias.map(|bias| {
+    pub(crate) fn new(weights: impl Into<LinearWeights<HostWeight>>, compute: &Compute) -> Self {
+        let LinearWeights { weight, bias } = weights.into();
+        let bias = bias.map(|bias| {
             let width = bias.len();
             compute.tensor(bias, [1, width])
         });
-        Self { weight: compute.matrix(weights.weight), bias }
+        let weight = match weight {
+            HostWeight::Dense(weight) => Weight::Dense(compute.matrix(weight)),
+            HostWeight::Factorised(Factors { a, b }) => {
+                Weight::Factorised(Box::new([compute.matrix(a), compute.matrix(b)]))
+            }
+        };
+        Self { weight, bias }
     }
 
     /// `x: [rows, d_in]` → `[rows, d_out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = x.matmul(self.weight.clone());
+        let y = match &self.weight {
+            Weight::Dense(weight) => x.matmul(weight.clone()),
+            Weight::Factorised(factors) => factors.iter().fold(x, |x, factor| x.matmul(factor.clone())),
+        };
         match &self.bias {
             Some(bias) => y + bias.clone(),
             None => y,

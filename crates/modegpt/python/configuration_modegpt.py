@@ -8,6 +8,7 @@ base. Works with transformers 4.40 to 5.x.
 from transformers import PretrainedConfig
 
 FAMILIES = ("opt", "llama", "gpt2")
+MAPS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
 class ModeGPTConfig(PretrainedConfig):
@@ -17,7 +18,8 @@ class ModeGPTConfig(PretrainedConfig):
     - `head_dim`: width of a head *before* compression; queries stay scaled by `head_dim ** -0.5`
     - `per_layer_config`: one entry per layer. `intermediate_size` is the width of the MLP; `query_key_dim` and
       `value_dim` are widths per head; `rotary_pairs` (llama only) lists, for each key-value head, the rotary pairs
-      kept out of `head_dim / 2`, ascending, or is null where all are kept
+      kept out of `head_dim / 2`, ascending, or is null where all are kept; `ranks` (may be absent) gives the rank of
+      each map that is held as a product of two, by its name: query, key, value, output, gate, up, down
 
     The entries are held in `layer_shapes`: transformers >= 5.15 uses the attribute `per_layer_config` itself, for
     something else. In JSON the name stays `per_layer_config`.
@@ -92,6 +94,7 @@ class ModeGPTConfig(PretrainedConfig):
                 if not (isinstance(shape.get(name), int) and shape[name] >= 1):
                     raise ValueError(f"layer {index}: expected `{name}` of at least 1, found {shape.get(name)}")
             self._check_rotary_pairs(index, shape)
+            self._check_ranks(index, shape)
 
     def _check_rotary_pairs(self, index, shape):
         pairs, width = shape.get("rotary_pairs"), shape["query_key_dim"]
@@ -108,6 +111,26 @@ class ModeGPTConfig(PretrainedConfig):
             )
         elif any(not 0 <= pair < self.head_dim // 2 for head in pairs for pair in head):
             raise ValueError(f"layer {index}: expected `rotary_pairs` below {self.head_dim // 2}")
+
+    def _check_ranks(self, index, shape):
+        heads, kv_heads, inner = self.num_attention_heads, self.num_key_value_heads, shape["intermediate_size"]
+        widths = (
+            heads * shape["query_key_dim"],
+            kv_heads * shape["query_key_dim"],
+            kv_heads * shape["value_dim"],
+            heads * shape["value_dim"],
+            inner,
+            inner,
+            inner,
+        )
+        most = {name: min(width, self.hidden_size) for name, width in zip(MAPS, widths)}
+        if self.family != "llama":
+            most.pop("gate")
+        for name, rank in (shape.get("ranks") or {}).items():
+            if name not in most:
+                raise ValueError(f"layer {index}: expected `ranks` of {', '.join(most)}, found `{name}`")
+            if rank is not None and not (isinstance(rank, int) and 1 <= rank <= most[name]):
+                raise ValueError(f"layer {index}: expected a rank of `{name}` from 1 to {most[name]}, found {rank}")
 
 
 ModeGPTConfig.register_for_auto_class()

@@ -2,6 +2,7 @@
 
 One file for the families opt, llama and gpt2, in plain torch. Modules are named as in transformers' own models of the
 family, so tensors keep the names they had before compression; only shapes differ, and they differ from layer to layer.
+A map may be held as a product of two (`ranks`); its tensors are then called `NAME.a.weight` and `NAME.b.weight`.
 Works with transformers 4.40 to 5.x and torch 1.13 to 2.x.
 
 Shapes in comments: B batch, T new tokens, S all tokens (cached and new), H heads, K key-value heads, r width of a head.
@@ -18,6 +19,29 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
 from .configuration_modegpt import ModeGPTConfig
+
+
+class Factorised(nn.Module):
+    """`y = (x A) B + b`: two maps that meet at `rank`, in the place of one."""
+
+    def __init__(self, d_in, d_out, rank, bias):
+        super().__init__()
+        self.a = nn.Linear(d_in, rank, bias=False)
+        self.b = nn.Linear(rank, d_out, bias=bias)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def rank_of(shape, name):
+    """The rank of the map `name` in an entry of `layer_shapes`, or None where it is dense."""
+    return (shape.get("ranks") or {}).get(name)
+
+
+def linear(shape, name, d_in, d_out, bias):
+    """The map `name` of a layer, dense or factorised."""
+    rank = rank_of(shape, name)
+    return nn.Linear(d_in, d_out, bias=bias) if rank is None else Factorised(d_in, d_out, rank, bias)
 
 
 class Attention(nn.Module):
@@ -66,11 +90,11 @@ def split_heads(x, n_heads):
 class OptAttention(Attention):
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        bias = config.base_config.get("enable_bias", True)
-        self.k_proj = nn.Linear(config.hidden_size, self.key_width, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, self.value_width, bias=bias)
-        self.q_proj = nn.Linear(config.hidden_size, self.query_width, bias=bias)
-        self.out_proj = nn.Linear(self.output_width, config.hidden_size, bias=bias)
+        bias, shape = config.base_config.get("enable_bias", True), config.layer_shapes[layer_idx]
+        self.k_proj = linear(shape, "key", config.hidden_size, self.key_width, bias)
+        self.v_proj = linear(shape, "value", config.hidden_size, self.value_width, bias)
+        self.q_proj = linear(shape, "query", config.hidden_size, self.query_width, bias)
+        self.out_proj = linear(shape, "output", self.output_width, config.hidden_size, bias)
 
     def project(self, x):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -84,14 +108,15 @@ class OptLayer(nn.Module):
 
     def __init__(self, config, layer_idx):
         super().__init__()
-        base, width = config.base_config, config.layer_shapes[layer_idx]["intermediate_size"]
+        base, shape = config.base_config, config.layer_shapes[layer_idx]
+        width = shape["intermediate_size"]
         bias, affine = base.get("enable_bias", True), base.get("layer_norm_elementwise_affine", True)
         self.norm_before = base.get("do_layer_norm_before", True)
         self.self_attn = OptAttention(config, layer_idx)
         self.activation = ACT2FN[base.get("activation_function", "relu")]
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, elementwise_affine=affine)
-        self.fc1 = nn.Linear(config.hidden_size, width, bias=bias)
-        self.fc2 = nn.Linear(width, config.hidden_size, bias=bias)
+        self.fc1 = linear(shape, "up", config.hidden_size, width, bias)
+        self.fc2 = linear(shape, "down", width, config.hidden_size, bias)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, elementwise_affine=affine)
 
     def forward(self, x, **attention):
@@ -168,13 +193,13 @@ class RMSNorm(nn.Module):
 class LlamaAttention(Attention):
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        bias = config.base_config.get("attention_bias", False)
-        self.rotary_pairs = config.layer_shapes[layer_idx].get("rotary_pairs")
+        bias, shape = config.base_config.get("attention_bias", False), config.layer_shapes[layer_idx]
+        self.rotary_pairs = shape.get("rotary_pairs")
         self.rotary_index = None
-        self.q_proj = nn.Linear(config.hidden_size, self.query_width, bias=bias)
-        self.k_proj = nn.Linear(config.hidden_size, self.key_width, bias=bias)
-        self.v_proj = nn.Linear(config.hidden_size, self.value_width, bias=bias)
-        self.o_proj = nn.Linear(self.output_width, config.hidden_size, bias=bias)
+        self.q_proj = linear(shape, "query", config.hidden_size, self.query_width, bias)
+        self.k_proj = linear(shape, "key", config.hidden_size, self.key_width, bias)
+        self.v_proj = linear(shape, "value", config.hidden_size, self.value_width, bias)
+        self.o_proj = linear(shape, "output", self.output_width, config.hidden_size, bias)
 
     def project(self, x):
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
@@ -236,10 +261,11 @@ def llama3_frequencies(frequencies, scaling):
 class LlamaMlp(nn.Module):
     def __init__(self, config, layer_idx):
         super().__init__()
-        width, bias = config.layer_shapes[layer_idx]["intermediate_size"], config.base_config.get("mlp_bias", False)
-        self.gate_proj = nn.Linear(config.hidden_size, width, bias=bias)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=bias)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=bias)
+        shape, bias = config.layer_shapes[layer_idx], config.base_config.get("mlp_bias", False)
+        width = shape["intermediate_size"]
+        self.gate_proj = linear(shape, "gate", config.hidden_size, width, bias)
+        self.up_proj = linear(shape, "up", config.hidden_size, width, bias)
+        self.down_proj = linear(shape, "down", width, config.hidden_size, bias)
         self.activation = ACT2FN[config.base_config.get("hidden_act", "silu")]
 
     def forward(self, x):
@@ -286,17 +312,33 @@ class LlamaModel(nn.Module):
 # ---- GPT-2 ----
 
 
+def conv1d(shape, name, d_in, d_out):
+    """The map `name` of a layer, dense as `Conv1D` holds it, or factorised."""
+    rank = rank_of(shape, name)
+    return Conv1D(d_out, d_in) if rank is None else Factorised(d_in, d_out, rank, bias=True)
+
+
 class Gpt2Attention(Attention):
+    """Query, key and value are one map, `c_attn`, or three below it where one of them is factorised."""
+
     def __init__(self, config, layer_idx):
         super().__init__(config, layer_idx)
-        base = config.base_config
+        base, shape = config.base_config, config.layer_shapes[layer_idx]
         self.scale = self.scale if base.get("scale_attn_weights", True) else 1.0
         self.scale /= layer_idx + 1 if base.get("scale_attn_by_inverse_layer_idx", False) else 1
-        self.c_attn = Conv1D(self.query_width + self.key_width + self.value_width, config.hidden_size)
-        self.c_proj = Conv1D(config.hidden_size, self.output_width)
+        self.widths = {"query": self.query_width, "key": self.key_width, "value": self.value_width}
+        self.fused = all(rank_of(shape, name) is None for name in self.widths)
+        if self.fused:
+            self.c_attn = Conv1D(sum(self.widths.values()), config.hidden_size)
+        else:
+            maps = {name: conv1d(shape, name, config.hidden_size, width) for name, width in self.widths.items()}
+            self.c_attn = nn.ModuleDict(maps)
+        self.c_proj = conv1d(shape, "output", self.output_width, config.hidden_size)
 
     def project(self, x):
-        return self.c_attn(x).split((self.query_width, self.key_width, self.value_width), dim=-1)
+        if self.fused:
+            return self.c_attn(x).split(tuple(self.widths.values()), dim=-1)
+        return tuple(self.c_attn[name](x) for name in self.widths)
 
     def output(self, heads):
         return self.c_proj(heads)
@@ -305,9 +347,9 @@ class Gpt2Attention(Attention):
 class Gpt2Mlp(nn.Module):
     def __init__(self, config, layer_idx):
         super().__init__()
-        width = config.layer_shapes[layer_idx]["intermediate_size"]
-        self.c_fc = Conv1D(width, config.hidden_size)
-        self.c_proj = Conv1D(config.hidden_size, width)
+        shape = config.layer_shapes[layer_idx]
+        self.c_fc = conv1d(shape, "up", config.hidden_size, shape["intermediate_size"])
+        self.c_proj = conv1d(shape, "down", shape["intermediate_size"], config.hidden_size)
         self.activation = ACT2FN[config.base_config.get("activation_function", "gelu_new")]
 
     def forward(self, x):

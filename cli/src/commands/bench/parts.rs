@@ -156,7 +156,7 @@ pub(super) fn gram(work: &Workload<'_>) -> Result<Part, Failure> {
 /// The three decompositions of the layer at 30 %, each by itself, on the host.
 pub(super) fn decompositions(work: &Workload<'_>, statistics: &LayerStatistics) -> Result<Vec<Part>, Failure> {
     let (config, shape) = (work.config(), work.shape());
-    let weights = work.model.checkpoint.layer(LAYER).map_err(Failure::Request)?;
+    let weights = work.model.checkpoint.layer(LAYER).map_err(Failure::Request)?.into_dense()?;
     let keep = |width: usize| ((width as f64 * KEPT) as usize).max(1);
     // Rotary widths are even, and so is what stays of them.
     let d_qk = if config.is_rotary() { (keep(shape.d_qk) / 2 * 2).max(2) } else { keep(shape.d_qk) };

@@ -1,7 +1,9 @@
 //! Singular values of a layer's matrices, and what they say of how far each could be truncated.
 
+use std::ops::Range;
+
 use faer::Mat;
-use modegpt::architecture::{LayerWeights, Matrix, ModelConfig};
+use modegpt::architecture::{Factors, LayerWeights, Matrix, ModelConfig, Weight};
 use modegpt::linalg::{Error, singular_values};
 use serde::Serialize;
 
@@ -63,12 +65,14 @@ impl Spectrum {
 }
 
 /// Every matrix of the block by itself, then for each kv head the product of its values and outputs.
-pub(crate) fn of_layer(config: &ModelConfig, weights: &LayerWeights) -> Result<Vec<Spectrum>, Error> {
+pub(crate) fn of_layer(config: &ModelConfig, weights: &LayerWeights<Weight>) -> Result<Vec<Spectrum>, Error> {
     let mut spectra = Vec::new();
     for (name, linear) in weights.linears() {
-        let Matrix { rows, cols, .. } = linear.weight;
-        let values = singular_values(widen(&linear.weight).as_ref())?;
-        spectra.push(Spectrum::new(name, None, (rows, cols), &values));
+        let values = match &linear.weight {
+            Weight::Dense(matrix) => singular_values(widen(matrix).as_ref())?,
+            Weight::Factorised(Factors { a, b }) => singular_values(core(&widen(a), &widen(b)).as_ref())?,
+        };
+        spectra.push(Spectrum::new(name, None, (linear.weight.d_in(), linear.weight.d_out()), &values));
     }
     for kv_head in 0..config.n_kv_heads {
         spectra.push(value_output(config, weights, kv_head)?);
@@ -76,24 +80,45 @@ pub(crate) fn of_layer(config: &ModelConfig, weights: &LayerWeights) -> Result<V
     Ok(spectra)
 }
 
-/// The spectrum of `W_V [W_O,1 … W_O,g]`, the outputs of all query heads that share the values side by side.
+/// A matrix no larger than the rank of `a b` with the same singular values, apart from zeros.
 ///
 /// ```text
-/// W_V = Q R,  [W_O,1 … W_O,g]ᵀ = P S:   the singular values are those of R Sᵀ, which is no larger than a head
+/// a = Q R,  bᵀ = P S:   a b = Q R Sᵀ Pᵀ
 /// ```
-fn value_output(config: &ModelConfig, weights: &LayerWeights, kv_head: usize) -> Result<Spectrum, Error> {
+fn core(a: &Mat<f64>, b: &Mat<f64>) -> Mat<f64> {
+    let (a, b) = (a.qr(), b.transpose().to_owned().qr());
+    a.thin_R() * b.thin_R().transpose()
+}
+
+/// The spectrum of `W_V [W_O,1 … W_O,g]`, the outputs of all query heads that share the values side by side.
+///
+/// It has as many values as a head has, however large the product.
+fn value_output(config: &ModelConfig, weights: &LayerWeights<Weight>, kv_head: usize) -> Result<Spectrum, Error> {
     let (group, d_model) = (config.group_size(), config.d_model);
-    let d_v = weights.value.weight.cols / config.n_kv_heads;
-    let value = widen(&weights.value.weight.column_range(kv_head * d_v, (kv_head + 1) * d_v));
+    let d_v = weights.value.weight.d_out() / config.n_kv_heads;
+    let value = columns(&weights.value.weight, kv_head * d_v..(kv_head + 1) * d_v);
     let first_row = kv_head * group * d_v;
-    let output = widen(&weights.output.weight.row_range(first_row, first_row + group * d_v));
-    let side_by_side = Mat::from_fn(group * d_model, d_v, |column, row| {
-        output[(column / d_model * d_v + row, column % d_model)] // [d_v, g * d_model], transposed
-    });
-    let (value_qr, output_qr) = (value.qr(), side_by_side.qr());
-    let core = value_qr.thin_R() * output_qr.thin_R().transpose();
-    let values = singular_values(core.as_ref())?;
+    let output = rows(&weights.output.weight, first_row..first_row + group * d_v);
+    let side_by_side =
+        Mat::from_fn(d_v, group * d_model, |row, column| output[(column / d_model * d_v + row, column % d_model)]);
+    let values = singular_values(core(&value, &side_by_side).as_ref())?;
     Ok(Spectrum::new("value·output", Some(kv_head), (d_model, group * d_model), &values))
+}
+
+/// Some columns of a weight, multiplied out.
+fn columns(weight: &Weight, range: Range<usize>) -> Mat<f64> {
+    match weight {
+        Weight::Dense(matrix) => widen(&matrix.column_range(range.start, range.end)),
+        Weight::Factorised(Factors { a, b }) => widen(a) * widen(&b.column_range(range.start, range.end)),
+    }
+}
+
+/// Some rows of a weight, multiplied out.
+fn rows(weight: &Weight, range: Range<usize>) -> Mat<f64> {
+    match weight {
+        Weight::Dense(matrix) => widen(&matrix.row_range(range.start, range.end)),
+        Weight::Factorised(Factors { a, b }) => widen(&a.row_range(range.start, range.end)) * widen(b),
+    }
 }
 
 fn widen(matrix: &Matrix) -> Mat<f64> {
@@ -198,7 +223,7 @@ mod tests {
     #[test]
     fn value_output_spectrum_is_that_of_the_whole_product() {
         let (config, weights) = (config(), weights());
-        let spectra = of_layer(&config, &weights).expect("finite weights");
+        let spectra = of_layer(&config, &weights.clone().into()).expect("finite weights");
         let names: Vec<_> = spectra.iter().map(|spectrum| spectrum.matrix).collect();
         let products = ["value·output"; 2];
         assert_eq!(names, [&["query", "key", "value", "output", "gate", "up", "down"][..], &products].concat());
@@ -215,6 +240,48 @@ mod tests {
             assert_eq!((found.kv_head, found.singular_values.len()), (Some(kv_head), 3));
             for (found, expected) in found.singular_values.iter().zip(&expected) {
                 assert!((found - expected).abs() < 1e-5 * expected, "{found} instead of {expected}");
+            }
+        }
+    }
+
+    /// A product has the spectrum of the matrix that it is, with as many values as its rank.
+    #[test]
+    fn factorised_maps_have_the_spectra_of_their_products() {
+        let (config, dense) = (config(), weights());
+        let multiplied = |a: &Matrix, b: &Matrix| {
+            let product = widen(a) * widen(b);
+            let data = (0..a.rows).flat_map(|r| (0..b.cols).map(move |c| (r, c))).map(|at| product[at] as f32);
+            Matrix::new(a.rows, b.cols, data.collect())
+        };
+        let mut factorised: LayerWeights<Weight> = dense.clone().into();
+        let mut product = dense.clone();
+        for (name, rank) in [("value", 5), ("output", 4), ("up", 2)] {
+            let (a, b) = (dense.query.weight.column_range(0, rank), dense.output.weight.row_range(3, 3 + rank));
+            let cols = if name == "value" {
+                6
+            } else if name == "up" {
+                8
+            } else {
+                12
+            };
+            let b = b.column_range(0, cols);
+            let (linear, target) = match name {
+                "value" => (&mut factorised.value, &mut product.value),
+                "output" => (&mut factorised.output, &mut product.output),
+                _ => (&mut factorised.up, &mut product.up),
+            };
+            target.weight = multiplied(&a, &b);
+            linear.weight = Weight::Factorised(Factors { a, b });
+        }
+        let found = of_layer(&config, &factorised).expect("finite weights");
+        let expected = of_layer(&config, &product.into()).expect("finite weights");
+        let lengths: Vec<_> = found.iter().map(|spectrum| spectrum.singular_values.len()).collect();
+        assert_eq!(lengths, [12, 6, 5, 4, 8, 2, 8, 3, 3]);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert_eq!((found.matrix, found.rows, found.cols), (expected.matrix, expected.rows, expected.cols));
+            for (place, value) in expected.singular_values.iter().enumerate() {
+                let other = found.singular_values.get(place).copied().unwrap_or(0.0);
+                assert!((other - value).abs() < 1e-5 * expected.largest, "{}: {other}, {value}", found.matrix);
             }
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
-use crate::{ConfigError, DType, LayerShape, ModelConfig};
+use crate::{ConfigError, DType, FactorRanks, LayerShape, ModelConfig};
 
 pub(super) const MODEL_TYPE: &str = "modegpt";
 
@@ -42,7 +42,21 @@ fn parse_layer(json: &Value) -> Result<LayerShape, ConfigError> {
         d_qk: fields.size("query_key_dim")?,
         d_v: fields.size("value_dim")?,
         rotary_pairs,
+        ranks: parse_ranks(&fields)?,
     })
+}
+
+fn parse_ranks(fields: &Fields) -> Result<FactorRanks, ConfigError> {
+    let Some(json) = fields.get("ranks") else { return Ok(FactorRanks::default()) };
+    let invalid = |found: String| ConfigError::Invalid {
+        field: "ranks".to_owned(),
+        expected: "a rank or null by the name of a map".to_owned(),
+        found,
+    };
+    if !json.is_object() {
+        return Err(invalid(json.to_string().chars().take(60).collect()));
+    }
+    serde_json::from_value(json.clone()).map_err(|error| invalid(error.to_string()))
 }
 
 fn kind_of(json: &Value) -> String {
@@ -84,12 +98,16 @@ pub fn to_json(config: &ModelConfig, base: &Value, dtype: DType) -> Value {
 }
 
 fn layer_to_json(shape: &LayerShape) -> Value {
-    json!({
+    let mut json = json!({
         "intermediate_size": shape.d_ff,
         "query_key_dim": shape.d_qk,
         "value_dim": shape.d_v,
         "rotary_pairs": shape.rotary_pairs,
-    })
+    });
+    if !shape.ranks.is_dense() {
+        json["ranks"] = json!(shape.ranks);
+    }
+    json
 }
 
 #[cfg(test)]
@@ -107,7 +125,9 @@ mod tests {
     #[test]
     fn a_compressed_configuration_reads_back_as_written() {
         let mut config = ModelConfig::from_json(&llama()).expect("a valid configuration");
-        config.layers[1] = LayerShape { d_ff: 96, d_qk: 4, d_v: 5, rotary_pairs: Some(vec![vec![0, 2], vec![1, 3]]) };
+        let ranks = FactorRanks { query: Some(1), gate: Some(64), down: Some(7), ..FactorRanks::default() };
+        let rotary_pairs = Some(vec![vec![0, 2], vec![1, 3]]);
+        config.layers[1] = LayerShape { d_ff: 96, d_qk: 4, d_v: 5, rotary_pairs, ranks };
         let json = to_json(&config, &llama(), DType::F16);
         assert_eq!(ModelConfig::from_json(&json), Ok(config.clone()));
         // Compressing again keeps the original configuration inside.
@@ -139,6 +159,35 @@ mod tests {
         assert_eq!(error_of(pairs), "field `rotary_pairs of layer 0`: expected 1 ascending indices below 4, found [4]");
         let nested = |json: &mut Value| json["base_config"] = json.clone();
         assert!(error_of(nested).starts_with("field `base_config`"));
+    }
+
+    #[test]
+    fn ranks_that_no_map_can_have_are_refused() {
+        let refused = |ranks: Value| error_of(|json| json["per_layer_config"][1]["ranks"] = ranks.clone());
+        let zero = "field `rank of value in layer 1`: expected between 1 and 16, found 0";
+        assert_eq!(refused(json!({"value": 0})), zero);
+        assert_eq!(
+            refused(json!({"query": null, "down": 65})),
+            "field `rank of down in layer 1`: expected between 1 and 64, found 65"
+        );
+        for wrong in [json!([1, 2, 3]), json!(7), json!({"up": -1}), json!({"up": 1.5}), json!({"w1": 3})] {
+            let error = refused(wrong.clone());
+            assert!(error.starts_with("field `ranks`: expected a rank or null by the name of a map, found"), "{error}");
+        }
+        let huge = refused(json!({"up": u64::MAX}));
+        assert!(huge.starts_with("field `rank of up in layer 1`: expected between 1 and 64"), "{huge}");
+    }
+
+    #[test]
+    fn a_gate_that_is_not_there_has_no_rank() {
+        let base = json!({
+            "model_type": "gpt2", "vocab_size": 9, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16,
+        });
+        let config = ModelConfig::from_json(&base).expect("a valid configuration");
+        let mut json = to_json(&config, &base, DType::F32);
+        json["per_layer_config"][0]["ranks"] = json!({"gate": 3});
+        let error = ModelConfig::from_json(&json).expect_err("a plain MLP").to_string();
+        assert_eq!(error, "field `rank of gate in layer 0`: expected none, as the MLP has no gate, found 3");
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub use compressed::to_json;
 
 use serde_json::Value;
 
-use crate::{ConfigError, Family, ModelConfig};
+use crate::{ConfigError, Family, LayerShape, MapName, MlpKind, ModelConfig};
 use fields::Fields;
 
 /// Reads any supported `config.json`.
@@ -60,7 +60,8 @@ pub enum QkvKeys {
         /// Value.
         value: &'static str,
     },
-    /// One tensor, the outputs side by side.
+    /// One tensor, the outputs side by side. A layer in which one of the three is factorised has them apart, under this
+    /// name followed by `.query`, `.key` and `.value`.
     Fused(&'static str),
 }
 
@@ -87,7 +88,7 @@ pub struct KeyTable {
     pub layers: &'static str,
     /// Names inside a layer.
     pub layer: LayerKeys,
-    /// Layout of every linear map.
+    /// Layout of every dense map. Factors are stored as `torch.nn.Linear` stores them in every family.
     pub layout: LinearLayout,
     /// Endings of tensors that carry no weights (masks, tables) and are passed over.
     pub ignored: &'static [&'static str],
@@ -110,6 +111,34 @@ pub struct LayerKeys {
     pub up: &'static str,
     /// Out of them.
     pub down: &'static str,
+}
+
+impl LayerKeys {
+    /// The name of one map, where it is stored by itself; `None` for a gate that the family does not have.
+    pub fn map(&self, name: MapName) -> Option<String> {
+        let qkv = |place: usize| match self.qkv {
+            QkvKeys::Separate { query, key, value } => [query, key, value][place].to_owned(),
+            QkvKeys::Fused(fused) => format!("{fused}.{name}"),
+        };
+        match name {
+            MapName::Query => Some(qkv(0)),
+            MapName::Key => Some(qkv(1)),
+            MapName::Value => Some(qkv(2)),
+            MapName::Output => Some(self.output.to_owned()),
+            MapName::Gate => self.gate.map(str::to_owned),
+            MapName::Up => Some(self.up.to_owned()),
+            MapName::Down => Some(self.down.to_owned()),
+        }
+    }
+
+    /// The tensor that holds query, key and value of a layer side by side; `None` where they are stored apart.
+    pub fn fused_qkv(&self, shape: &LayerShape) -> Option<&'static str> {
+        let ranks = [shape.ranks.query, shape.ranks.key, shape.ranks.value];
+        match self.qkv {
+            QkvKeys::Fused(name) if ranks == [None; 3] => Some(name),
+            _ => None,
+        }
+    }
 }
 
 impl KeyTable {
@@ -163,6 +192,25 @@ fn check(config: &ModelConfig) -> Result<(), ConfigError> {
             }
         }
         check_pairs(config, index)?;
+        check_ranks(config, index)?;
+    }
+    Ok(())
+}
+
+/// Every rank is one that a matrix of the map's sizes can have.
+fn check_ranks(config: &ModelConfig, index: usize) -> Result<(), ConfigError> {
+    let shape = &config.layers[index];
+    let invalid = |name: MapName, expected: String, found: String| {
+        Err(ConfigError::Invalid { field: format!("rank of {name} in layer {index}"), expected, found })
+    };
+    if let (Some(rank), MlpKind::Plain) = (shape.ranks.gate, config.mlp) {
+        return invalid(MapName::Gate, "none, as the MLP has no gate".to_owned(), rank.to_string());
+    }
+    for map in config.map_shapes(shape) {
+        let Some(rank) = map.rank else { continue };
+        if !(1..=map.full_rank()).contains(&rank) {
+            return invalid(map.name, format!("between 1 and {}", map.full_rank()), rank.to_string());
+        }
     }
     Ok(())
 }

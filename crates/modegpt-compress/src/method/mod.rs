@@ -1,5 +1,6 @@
-//! One method for each module of a decoder block.
+//! One method for each module of a decoder block, and one for each map by itself.
 
 pub(crate) mod mlp;
+pub(crate) mod per_matrix;
 pub(crate) mod query_key;
 pub(crate) mod value_output;

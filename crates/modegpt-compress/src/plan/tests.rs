@@ -139,3 +139,15 @@ fn unusable_influences_are_refused() {
     plan(&[0.1; 3], Allocation::BlockInfluence { epsilon: 0.1, cap: 0.2 }).expect_err("cap below the target");
     plan(&[0.1; 3], Allocation::Uniform {}).expect("fine");
 }
+
+#[test]
+fn a_model_with_a_factorised_map_is_refused() {
+    let (mut config, plan) = tiny_plan();
+    config.layers[1].ranks.down = Some(6);
+    let options = options(0.3, Allocation::Uniform {}, &config);
+    let expected = "layer 1: the down map is a product of rank 6, and decompositions need it dense: \
+                    compress the model that this one was made from";
+    let made = Plan::new(&config, "abc", &[0.5; 3], &options).expect_err("a product");
+    assert_eq!(made.to_string(), expected);
+    assert_eq!(plan.check_model(&config, "abc").expect_err("a product").to_string(), expected);
+}

@@ -7,7 +7,7 @@ use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
     Allocation, ErrorUnit, LayerCurves, LayerReport, Methods, Mode, ModelSize, ModelSummary, Orders, Plan, PlanOptions,
-    QueryKeyMethod, Report, Ridges, Rounding, Target, compress_layer,
+    QueryKeyMethod, Report, Ridges, Rounding, Target, check_dense, compress_layer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -174,6 +174,7 @@ pub async fn compress(
     options: &CompressionOptions,
     target: &Path,
 ) -> Result<CompressionResult, RunError> {
+    check_dense(run.model.config())?;
     run.check()?;
     if let PlanSource::Given(plan) = &options.plan {
         plan.check_model(run.model.config(), run.model.fingerprint())?;
@@ -276,8 +277,9 @@ fn apply(
             let compressed = known
                 .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
             check_fallbacks(&compressed.report, strict, reporter)?;
+            let new_weights = compressed.weights.into();
             folder.write(&shard_name(index + 1, n_layers), |out| {
-                write_layer(config, index, &compressed.shape, &compressed.weights, dtype, out)
+                write_layer(config, index, &compressed.shape, &new_weights, dtype, out)
             })?;
             let layer = Done { shape: compressed.shape, report: compressed.report };
             write_note(folder, &note, &layer)?;

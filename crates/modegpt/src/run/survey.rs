@@ -66,7 +66,8 @@ impl Known<'_> {
         let fingerprint = self.model.fingerprint();
         let (statistics, _) = self.statistics.read(index, fingerprint)?;
         let gradients = self.gradients.map(|gradients| gradients.read(index, fingerprint)).transpose()?;
-        let weights = self.model.checkpoint.layer(index)?;
+        let weights =
+            self.model.checkpoint.layer(index)?.into_dense().map_err(modegpt_architecture::WeightError::from)?;
         work(&Layer {
             config,
             index,
