@@ -28,15 +28,13 @@ fn every_task_is_asked_as_the_harness_asks_it() {
     let stem = r#"{"question": "Predators eat", "choices": ["lions", "bunnies"], "gold": 1}"#;
     check(TaskFormat::OpenBookQa, stem, &[("Predators eat", " lions"), ("Predators eat", " bunnies")]);
     let story = r#"{"context": "Roof: A man sits. he", "choices": ["falls [deep].", "works."], "gold": 1}"#;
-    check(TaskFormat::HellaSwag, story, &[
-        ("Roof: A man sits. He", " falls ."),
-        ("Roof: A man sits. He", " works."),
-    ]);
+    check(TaskFormat::HellaSwag, story, &[("Roof: A man sits. He", " falls ."), ("Roof: A man sits. He", " works.")]);
     let gap = r#"{"sentence": "Ann saw Eve, but _  was blind.", "choices": ["Ann", "Eve"], "gold": 0}"#;
-    check(TaskFormat::WinoGrande, gap, &[
-        ("Ann saw Eve, but Ann", " was blind."),
-        ("Ann saw Eve, but Eve", " was blind."),
-    ]);
+    check(
+        TaskFormat::WinoGrande,
+        gap,
+        &[("Ann saw Eve, but Ann", " was blind."), ("Ann saw Eve, but Eve", " was blind.")],
+    );
 }
 
 #[test]
