@@ -1,8 +1,10 @@
-//! Long runs over a file system: calibration and compression of models of any size, one layer in memory at a time.
+//! Long runs over a file system: calibration and compression of models of any size, one layer in memory at a time, and
+//! answering of tasks.
 //!
-//! Everything is written to `<output>.partial`, which is renamed at the end. A run that is killed can be resumed: it
+//! A folder is written to `<output>.partial`, which is renamed at the end. A run that is killed can be resumed: it
 //! continues at the layer it was in, and the files it leaves are the same to the byte.
 
+mod answers;
 mod calibrate;
 mod card;
 mod compress;
@@ -13,6 +15,7 @@ mod merge;
 mod scratch;
 mod statistics_folder;
 
+pub use answers::{TaskScores, answer_tasks};
 pub use calibrate::{CalibrationRun, calibrate};
 pub use compress::{AllocationChoice, CompressionOptions, CompressionResult, PlanSource, compress, make_plan};
 pub use error::RunError;
