@@ -376,7 +376,7 @@ pub(crate) struct EvalArgs {
     pub(crate) model: ModelArg,
 
     /// Text to score: files or folders of plain text, .jsonl or .json; `wiki.*.raw` is joined as papers do
-    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "tasks", value_hint = ValueHint::AnyPath)]
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present_any = ["tasks", "speed"], value_hint = ValueHint::AnyPath)]
     pub(crate) text: Vec<PathBuf>,
 
     #[command(flatten)]
@@ -399,6 +399,10 @@ pub(crate) struct EvalArgs {
     /// A folder or a hub id; usually the model that MODEL was compressed from. Both must read the same tokens.
     #[arg(long, value_name = "MODEL", requires = "text", value_hint = ValueHint::DirPath)]
     pub(crate) against: Option<String>,
+
+    /// Measure how fast prompts are read, 1 and 16 at once, with the whole model on the device
+    #[arg(long)]
+    pub(crate) speed: bool,
 
     #[command(flatten)]
     pub(crate) questions: QuestionArgs,

@@ -204,6 +204,24 @@ fn choices_beyond_the_context_are_told() {
 }
 
 #[test]
+fn speed_is_told_for_one_prompt_and_for_many() {
+    let desk = desk();
+    let summary = desk.run("eval llama --speed --device cpu --json").json();
+    let reading = summary["reading"].as_array().expect("a list");
+    let sizes: Vec<_> = reading.iter().map(|r| (r["batch"].as_u64(), r["seq_len"].as_u64())).collect();
+    assert_eq!(sizes, [(Some(1), Some(64)), (Some(16), Some(64))]);
+    for of_batch in reading {
+        let number = |name: &str| of_batch[name].as_f64().expect("a number");
+        let tokens = number("batch") * number("seq_len");
+        assert!((number("tokens_per_sec") * number("median_secs") / tokens - 1.0).abs() < 1e-6);
+        assert!(number("runs") >= 3.0 && number("min_secs") <= number("max_secs"));
+    }
+    assert_eq!((&summary["tokens_per_sec"], summary.get("perplexity")), (&Value::Null, None));
+    let told = desk.run("eval llama --speed --device cpu").ok().stdout;
+    assert!(told.contains(" tokens/s, 1 × 64 at once") && told.contains(" tokens/s, 16 × 64 at once"), "{told}");
+}
+
+#[test]
 fn a_model_is_compared_with_the_one_it_was_made_from() {
     let desk = desk();
     desk.run(&format!("compress opt --sparsity 0.3 {SAMPLES} -o small")).ok();

@@ -7,6 +7,7 @@ use modegpt::{Comparison, Evaluation, EvaluationOptions, Model, TaskScore, evalu
 use serde::Serialize;
 
 use crate::args::EvalArgs;
+use crate::commands::speed::{self, Reading};
 use crate::commands::tasks;
 use crate::device::FoundDevice;
 use crate::failure::Failure;
@@ -22,6 +23,8 @@ struct Summary {
     comparison: Option<Comparison>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tasks: Vec<TaskScore>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reading: Vec<Reading>,
     special_tokens: String,
     /// Tokens that the model read, by the time that took; `None` if nothing, or another model beside it, was computed.
     tokens_per_sec: Option<f64>,
@@ -52,12 +55,14 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     };
     let answered = tasks::answer(&model, &questions, &args.questions, args.common.batch_tokens, &found)?;
     let secs = begin.elapsed().as_secs_f64();
+    let reading = if args.speed { speed::read_prompts(&model, &found)? } else { Vec::new() };
     let n_tokens = evaluation.as_ref().map_or(0, |e| e.n_windows * e.seq_len) + answered.n_tokens;
     let summary = Summary {
         tokens_per_sec: (comparison.is_none() && n_tokens > 0).then(|| n_tokens as f64 / secs),
         evaluation,
         comparison,
         tasks: answered.scores,
+        reading,
         special_tokens: model.tokenizer.special_tokens_note().to_owned(),
         secs,
         device: found.name.clone(),
@@ -108,6 +113,7 @@ fn print(summary: &Summary) -> Result<(), Failure> {
     if !summary.tasks.is_empty() {
         tasks::print(&summary.tasks)?;
     }
+    speed::print(&summary.reading)?;
     printer::line(&format!("tokenizer   {}", summary.special_tokens))?;
     let speed = match summary.tokens_per_sec {
         Some(speed) => format!("{speed:.0} tokens/s"),

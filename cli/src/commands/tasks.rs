@@ -73,15 +73,14 @@ fn find(name: &str, folder: Option<&Path>) -> Result<(TaskFormat, PathBuf), Fail
         let folder = folder.map_or_else(default_folder, Path::to_owned);
         return Ok((format, folder.join(format.file_name())));
     }
-    match TaskFormat::of_file(&file_name(Path::new(name))) {
-        Some(format) => Ok((format, PathBuf::from(name))),
-        None => {
-            let names = TaskFormat::ALL.map(TaskFormat::name).join(", ");
-            Err(Failure::request(format!(
-                "no task `{name}`: expected one of {names}, or a file whose name begins with one of them"
-            )))
-        }
-    }
+    let by_file = TaskFormat::of_file(&file_name(Path::new(name)));
+    let format = by_file.ok_or_else(|| {
+        let names = TaskFormat::ALL.map(TaskFormat::name).join(", ");
+        Failure::request(format!(
+            "no task `{name}`: expected one of {names}, or a file whose name begins with one of them"
+        ))
+    })?;
+    Ok((format, PathBuf::from(name)))
 }
 
 fn file_name(path: &Path) -> String {

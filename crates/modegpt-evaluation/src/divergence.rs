@@ -60,10 +60,10 @@ pub async fn compare_windows(
         compare_group([reference, other], windows_in_group, options.batch, compute, &mut divergence, report).await?;
     }
     let sums = [divergence.kl_sum, divergence.reference.nll_sum, divergence.other.nll_sum];
-    match sums.iter().all(|sum| sum.is_finite()) {
-        true => Ok(divergence),
-        false => Err(ComputeError::NotFinite { what: "the loss".to_owned() }),
+    if sums.iter().any(|sum| !sum.is_finite()) {
+        return Err(ComputeError::NotFinite { what: "the loss".to_owned() });
     }
+    Ok(divergence)
 }
 
 async fn compare_group(

@@ -70,10 +70,10 @@ pub async fn score_continuations(
         score_group(weights, texts, group, compute, &mut likelihoods, report).await?;
         done += n_tokens;
     }
-    match likelihoods.iter().all(|likelihood| likelihood.log_likelihood.is_finite()) {
-        true => Ok(likelihoods),
-        false => Err(ComputeError::NotFinite { what: "the likelihood of a text".to_owned() }),
+    if likelihoods.iter().any(|likelihood| !likelihood.log_likelihood.is_finite()) {
+        return Err(ComputeError::NotFinite { what: "the likelihood of a text".to_owned() });
     }
+    Ok(likelihoods)
 }
 
 /// Texts that are computed together, as indices.

@@ -179,6 +179,32 @@ impl EncodedTask {
         Ok(answers.collect())
     }
 
+    /// Answers the questions whose answer is not known yet, and gives the number of tokens that were read for it. `keep` is
+    /// given the answers as they come, with the first of the consecutive questions that they answer.
+    pub(crate) async fn answer_missing<E: From<ComputeError>>(
+        &self,
+        model: &Model,
+        known: &mut [Option<Answer>],
+        batch_tokens: usize,
+        compute: &Compute,
+        reporter: &dyn Reporter,
+        mut keep: impl FnMut(usize, &[Answer]) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        let mut n_tokens = 0;
+        for chunk in self.chunks() {
+            if known[chunk.clone()].iter().all(Option::is_some) {
+                continue;
+            }
+            let (before, all) = (self.n_tokens(0..chunk.start) as f64, self.n_tokens(chunk.clone()));
+            let progress = |share: f64| reporter.advance((before + share * all as f64) as u64);
+            let answers = self.answer(model, chunk.clone(), batch_tokens, compute, progress).await?;
+            keep(chunk.start, &answers)?;
+            n_tokens += all;
+            known[chunk].iter_mut().zip(answers).for_each(|(place, answer)| *place = Some(answer));
+        }
+        Ok(n_tokens)
+    }
+
     /// What the answers to all questions amount to. Of equally likely choices the first counts, as in the harness.
     ///
     /// # Panics
@@ -234,24 +260,14 @@ pub async fn answer_task(
     compute: &Compute,
     reporter: &dyn Reporter,
 ) -> Result<TaskScore, ComputeError> {
-    let mut answers = Vec::with_capacity(task.n());
+    let mut known = vec![None; task.n()];
     reporter.begin(task.name(), task.n_tokens(0..task.n()) as u64);
-    for chunk in task.chunks() {
-        let progress = tell_from(reporter, task, &chunk);
-        answers.extend(task.answer(model, chunk, batch_tokens, compute, progress).await?);
-    }
+    let nothing = |_: usize, _: &[Answer]| Ok::<(), ComputeError>(());
+    let read = task.answer_missing(model, &mut known, batch_tokens, compute, reporter, nothing).await;
     reporter.end();
+    read?;
+    let answers: Vec<Answer> = known.into_iter().flatten().collect();
     Ok(task.score(&answers))
-}
-
-/// Tells how many tokens are read, of a chunk that is being answered.
-pub(crate) fn tell_from<'a>(
-    reporter: &'a dyn Reporter,
-    task: &EncodedTask,
-    chunk: &Range<usize>,
-) -> impl FnMut(f64) + 'a {
-    let (before, all) = (task.n_tokens(0..chunk.start) as f64, task.n_tokens(chunk.clone()) as f64);
-    move |share| reporter.advance((before + share * all) as u64)
 }
 
 #[cfg(test)]

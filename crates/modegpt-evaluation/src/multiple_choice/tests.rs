@@ -87,8 +87,8 @@ fn a_greedy_continuation_is_told() {
     let mut other = text.clone();
     other[10] = (other[10] + 1) % 50;
     let found = score(&model, &[(text.clone(), 5), (other, 5), (text, 4)], 64, 1 << 20);
-    assert_eq!(found[0].is_greedy, true);
-    assert_eq!(found[1].is_greedy, false);
+    assert!(found[0].is_greedy);
+    assert!(!found[1].is_greedy);
     assert!(found[0].log_likelihood > found[1].log_likelihood);
     assert!(found[2].log_likelihood < found[0].log_likelihood);
 }

@@ -1,6 +1,6 @@
 //! Answers to tasks, kept on the disk as they come, so that hours of work are not lost.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,6 @@ use modegpt_model::Compute;
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
-use crate::multiple_choice::tell_from;
 use crate::{Answer, EncodedTask, Model, Reporter, TaskScore};
 
 /// Far above the answers to all tasks.
@@ -53,19 +52,13 @@ pub async fn answer_tasks(
     let mut result = TaskScores { scores: Vec::new(), n_tokens: 0 };
     for (task_idx, (task, known)) in tasks.iter().zip(&mut known).enumerate() {
         reporter.begin(task.name(), task.n_tokens(0..task.n()) as u64);
-        for chunk in task.chunks() {
-            if known[chunk.clone()].iter().all(Option::is_some) {
-                continue;
-            }
-            let progress = tell_from(reporter, task, &chunk);
-            let answers = task.answer(model, chunk.clone(), batch_tokens, compute, progress).await?;
-            if let Some(log) = &mut log {
-                log.append(task_idx, chunk.start, &answers)?;
-            }
-            result.n_tokens += task.n_tokens(chunk.clone());
-            known[chunk].iter_mut().zip(answers).for_each(|(place, answer)| *place = Some(answer));
-        }
+        let keep = |first: usize, answers: &[Answer]| match &mut log {
+            Some(log) => log.append(task_idx, first, answers),
+            None => Ok(()),
+        };
+        let read = task.answer_missing(model, known, batch_tokens, compute, reporter, keep).await;
         reporter.end();
+        result.n_tokens += read?;
         let answers: Vec<Answer> = known.iter_mut().filter_map(Option::take).collect();
         result.scores.push(task.score(&answers));
     }
@@ -147,7 +140,10 @@ impl AnswerLog {
     ) -> Result<Self, RunError> {
         let fail = |error: io::Error| bad(path, error.to_string());
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(fail)?;
-        file.try_lock().map_err(|_| bad(path, "it is in use by another run".to_owned()))?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => bad(path, "it is in use by another run".to_owned()),
+            TryLockError::Error(error) => fail(error),
+        })?;
         let mut log = Self { file, path: path.to_owned() };
         let text = log.read()?;
         let (begin, whole) = (line(path, header)?, text.rfind('\n').map_or(0, |end| end + 1));
