@@ -94,6 +94,7 @@ fn the_order_of_questions_changes_nothing() {
     assert_close(&found, &expected);
     let (by_order, by_reverse) = (forward.score(&found), backward.score(&of_backward));
     assert_eq!((by_order.acc, by_order.acc_norm), (by_reverse.acc, by_reverse.acc_norm));
-    let at_once = answer_task(&model, &forward, 2048, &Compute::host(), &Silent);
-    assert_eq!(pollster::block_on(at_once).expect("finite"), by_order);
+    let compute = Compute::host();
+    let at_once = pollster::block_on(answer_task(&model, &forward, 2048, &compute, &Silent));
+    assert_eq!(at_once.expect("finite"), by_order);
 }
