@@ -39,7 +39,7 @@ pub(crate) enum Command {
     Calibrate(CalibrateArgs),
     /// Decide the widths of a compressed model, as a file that can be read and edited
     Plan(PlanArgs),
-    /// Measure the perplexity of a model on a text
+    /// Measure the perplexity of a model on a text, or let it answer questions
     Eval(EvalArgs),
     /// Continue a text
     Generate(GenerateArgs),
@@ -431,7 +431,7 @@ pub(crate) struct EvalArgs {
     pub(crate) model: ModelArg,
 
     /// Text to score: files or folders of plain text, .jsonl or .json; `wiki.*.raw` is joined as papers do
-    #[arg(long, value_name = "FILE", num_args = 1.., required = true, value_hint = ValueHint::AnyPath)]
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present_any = ["tasks", "speed"], value_hint = ValueHint::AnyPath)]
     pub(crate) text: Vec<PathBuf>,
 
     #[command(flatten)]
@@ -449,8 +449,45 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N")]
     pub(crate) max_windows: Option<usize>,
 
+    /// Compare the predictions on the text with those of this model: KL divergence and agreement
+    ///
+    /// A folder or a hub id; usually the model that MODEL was compressed from. Both must read the same tokens.
+    #[arg(long, value_name = "MODEL", requires = "text", value_hint = ValueHint::DirPath)]
+    pub(crate) against: Option<String>,
+
+    /// Measure how fast prompts are read, 1 and 16 at once, with the whole model on the device
+    #[arg(long)]
+    pub(crate) speed: bool,
+
+    #[command(flatten)]
+    pub(crate) questions: QuestionArgs,
+
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+}
+
+/// Multiple-choice questions to be answered.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Tasks")]
+pub(crate) struct QuestionArgs {
+    /// Multiple-choice tasks to answer, zero-shot, as lm-evaluation-harness asks and scores them
+    ///
+    /// Any of piqa, arc_easy, arc_challenge, winogrande, hellaswag, openbookqa; or a .jsonl file whose name begins with
+    /// one of these.
+    #[arg(long, value_name = "NAME|FILE", num_args = 1.., value_hint = ValueHint::AnyPath)]
+    pub(crate) tasks: Vec<String>,
+
+    /// Where the tasks' files are; `tasks` in MODEGPT_DATA, or in ../shared/data, by default
+    #[arg(long, value_name = "FOLDER", requires = "tasks", value_hint = ValueHint::DirPath)]
+    pub(crate) tasks_dir: Option<PathBuf>,
+
+    /// Ask only the first N questions of each task
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub(crate) limit: Option<usize>,
+
+    /// Append answers to this file as they come, and continue from those that it holds
+    #[arg(long, value_name = "FILE", requires = "tasks", value_hint = ValueHint::FilePath)]
+    pub(crate) resume: Option<PathBuf>,
 }
 
 /// `modegpt generate`

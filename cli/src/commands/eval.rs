@@ -3,10 +3,12 @@
 use std::time::Instant;
 
 use modegpt::text_tools::Corpus;
-use modegpt::{Evaluation, EvaluationOptions, Model, evaluate};
+use modegpt::{Comparison, Evaluation, EvaluationOptions, Model, TaskScore, evaluate, evaluate_against};
 use serde::Serialize;
 
 use crate::args::EvalArgs;
+use crate::commands::speed::{self, Reading};
+use crate::commands::tasks;
 use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::Bars;
@@ -16,9 +18,16 @@ use crate::{device, inputs, printer, process_memory};
 #[derive(Debug, Serialize)]
 struct Summary {
     #[serde(flatten)]
-    evaluation: Evaluation,
+    evaluation: Option<Evaluation>,
+    #[serde(flatten)]
+    comparison: Option<Comparison>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tasks: Vec<TaskScore>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    reading: Vec<Reading>,
     special_tokens: String,
-    tokens_per_sec: f64,
+    /// Tokens that the model read, by the time that took; `None` if nothing, or another model beside it, was computed.
+    tokens_per_sec: Option<f64>,
     secs: f64,
     device: String,
     params: u64,
@@ -31,18 +40,29 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     device::set_threads(args.common.threads);
     let found = device::open(args.common.device)?;
     let model = inputs::open_model(&args.model.model)?;
+    let dense = args.against.as_deref().map(inputs::open_model).transpose()?;
+    // Everything is read before anything is computed.
     let corpora = inputs::read_texts(&args.text, &args.reading)?;
-    let seq_len = inputs::seq_len(&model, args.seq_len);
-    let options = EvaluationOptions {
-        seq_len,
-        stride: args.stride.unwrap_or(seq_len),
-        max_windows: args.max_windows,
-        batch_tokens: args.common.batch_tokens,
+    let questions = tasks::read(&model, &args.questions)?;
+    let begin = Instant::now();
+    let (evaluation, comparison) = match (&dense, corpora.as_slice()) {
+        (_, []) => (None, None),
+        (None, _) => (Some(timed(&model, &corpora, options(args, &model), &found)?.0), None),
+        (Some(dense), _) => {
+            let (evaluation, comparison) = against(&model, dense, &corpora, options(args, &model), &found)?;
+            (Some(evaluation), Some(comparison))
+        }
     };
-    let (evaluation, secs) = timed(&model, &corpora, options, &found)?;
+    let answered = tasks::answer(&model, &questions, &args.questions, args.common.batch_tokens, &found)?;
+    let secs = begin.elapsed().as_secs_f64();
+    let reading = if args.speed { speed::read_prompts(&model, &found)? } else { Vec::new() };
+    let n_tokens = evaluation.as_ref().map_or(0, |e| e.n_windows * e.seq_len) + answered.n_tokens;
     let summary = Summary {
-        tokens_per_sec: (evaluation.n_windows * evaluation.seq_len) as f64 / secs,
+        tokens_per_sec: (comparison.is_none() && n_tokens > 0).then(|| n_tokens as f64 / secs),
         evaluation,
+        comparison,
+        tasks: answered.scores,
+        reading,
         special_tokens: model.tokenizer.special_tokens_note().to_owned(),
         secs,
         device: found.name.clone(),
@@ -51,6 +71,27 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
         peak_host_bytes: process_memory::peak_host_bytes(),
     };
     if args.common.json { printer::json(&summary) } else { print(&summary) }
+}
+
+fn options(args: &EvalArgs, model: &Model) -> EvaluationOptions {
+    let seq_len = inputs::seq_len(model, args.seq_len);
+    EvaluationOptions {
+        seq_len,
+        stride: args.stride.unwrap_or(seq_len),
+        max_windows: args.max_windows,
+        batch_tokens: args.common.batch_tokens,
+    }
+}
+
+fn against(
+    model: &Model,
+    dense: &Model,
+    corpora: &[Corpus],
+    options: EvaluationOptions,
+    found: &FoundDevice,
+) -> Result<(Evaluation, Comparison), Failure> {
+    let bars = Bars::default();
+    Ok(pollster::block_on(evaluate_against(model, dense, corpora, options, &found.compute, &bars))?)
 }
 
 /// Evaluates with a progress bar and a clock.
@@ -66,8 +107,29 @@ pub(crate) fn timed(
 }
 
 fn print(summary: &Summary) -> Result<(), Failure> {
-    let e = &summary.evaluation;
+    if let Some(evaluation) = &summary.evaluation {
+        print_perplexity(evaluation, summary.comparison.as_ref())?;
+    }
+    if !summary.tasks.is_empty() {
+        tasks::print(&summary.tasks)?;
+    }
+    speed::print(&summary.reading)?;
+    printer::line(&format!("tokenizer   {}", summary.special_tokens))?;
+    let speed = match summary.tokens_per_sec {
+        Some(speed) => format!("{speed:.0} tokens/s"),
+        None => format!("{:.1} s", summary.secs),
+    };
+    printer::line(&format!("speed       {speed} on {}", summary.device))
+}
+
+fn print_perplexity(e: &Evaluation, comparison: Option<&Comparison>) -> Result<(), Failure> {
     printer::line(&format!("perplexity  {:.4}", e.perplexity))?;
+    if let Some(comparison) = comparison {
+        let Comparison { kl_divergence, top1_agreement, dense_perplexity } = comparison;
+        printer::line(&format!("dense       {dense_perplexity:.4}, {:.3} times", e.perplexity / dense_perplexity))?;
+        printer::line(&format!("divergence  {kl_divergence:.5} nats a token from the dense model (KL)"))?;
+        printer::line(&format!("agreement   {:.2} % of first choices are the dense model's", 100.0 * top1_agreement))?;
+    }
     printer::line(&format!(
         "protocol    {} windows of {} tokens, stride {}, {} tokens scored",
         e.n_windows,
@@ -75,8 +137,6 @@ fn print(summary: &Summary) -> Result<(), Failure> {
         e.stride,
         printer::grouped(e.n_tokens)
     ))?;
-    printer::line(&format!("tokenizer   {}", summary.special_tokens))?;
     printer::line(&format!("token hash  {}", e.token_hash))?;
-    printer::line(&format!("likeliest   {:.2} % of tokens were the model's first choice", 100.0 * e.top1_accuracy))?;
-    printer::line(&format!("speed       {:.0} tokens/s on {}", summary.tokens_per_sec, summary.device))
+    printer::line(&format!("likeliest   {:.2} % of tokens were the model's first choice", 100.0 * e.top1_accuracy))
 }

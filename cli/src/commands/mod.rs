@@ -10,3 +10,5 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod plan;
+pub(crate) mod speed;
+pub(crate) mod tasks;

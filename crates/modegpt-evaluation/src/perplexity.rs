@@ -1,8 +1,10 @@
 //! Perplexity, with one layer in memory.
 
 use modegpt_architecture::WeightProvider;
-use modegpt_model::{Block, Compute, ComputeError, Head, ResidualStream, TokenScores};
+use modegpt_model::{Compute, ComputeError, Head, ResidualStream, TokenScores};
 use serde::Serialize;
+
+use crate::layers::{layer_share, run_layers};
 
 /// One window of a text.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +44,7 @@ impl Score {
         (self.nll_sum / self.n_tokens as f64).exp()
     }
 
-    fn add(&mut self, scores: &[TokenScores]) {
+    pub(crate) fn add(&mut self, scores: &[TokenScores]) {
         for score in scores {
             self.n_tokens += 1;
             self.nll_sum += score.nll();
@@ -71,47 +73,19 @@ pub async fn score_windows(
     let window_bytes = seq_len * config.d_model * 4;
     let group = (options.stream_bytes / window_bytes).max(1);
     // The head counts as some layers' worth of work, by its share of the multiplications.
-    let layer_work = config.block_params() as f64;
-    let head_work = (config.vocab * config.d_embedding) as f64;
+    let layers = layer_share(weights);
     for (group_idx, windows_in_group) in windows.chunks(group).enumerate() {
         let done = (group_idx * group) as f64 / windows.len() as f64;
         let share = windows_in_group.len() as f64 / windows.len() as f64;
-        let mut report = |part: f64| progress(done + share * part / (layer_work + head_work));
-        let stream = run_layers(weights, windows_in_group, options.batch, compute, |layers| {
-            report(layers * layer_work);
-        })
-        .await?;
-        let head_progress = |part: f64| report(layer_work + part * head_work);
+        let mut report = |part: f64| progress(done + share * part);
+        let ids: Vec<u32> = windows_in_group.iter().flat_map(|window| window.ids).copied().collect();
+        let mut stream = ResidualStream::in_memory(windows_in_group.len(), seq_len, config.d_model, options.batch);
+        stream.embed(weights, &ids, compute).await?;
+        run_layers(weights, std::slice::from_mut(&mut stream), compute, |part| report(part * layers)).await?;
+        let head_progress = |part: f64| report(layers + part * (1.0 - layers));
         score_stream(weights, &stream, windows_in_group, compute, &mut score, head_progress).await?;
     }
     if score.nll_sum.is_finite() { Ok(score) } else { Err(ComputeError::NotFinite { what: "the loss".to_owned() }) }
-}
-
-/// Carries windows through all blocks.
-async fn run_layers<'a>(
-    weights: &dyn WeightProvider,
-    windows: &[Window<'_>],
-    batch: usize,
-    compute: &Compute,
-    mut progress: impl FnMut(f64),
-) -> Result<ResidualStream<'a>, ComputeError> {
-    let config = weights.config();
-    let ids: Vec<u32> = windows.iter().flat_map(|window| window.ids).copied().collect();
-    let mut stream = ResidualStream::in_memory(windows.len(), windows[0].ids.len(), config.d_model, batch);
-    stream.embed(weights, &ids, compute).await?;
-    let n_layers = config.layers.len() as f64;
-    for (index, shape) in config.layers.iter().enumerate() {
-        let block = Block::new(weights.layer(index)?, shape, config, compute);
-        for samples in stream.batches() {
-            let x = compute.tensor(stream.load(&samples)?, stream.shape(&samples));
-            let y = compute.read(block.forward(x)).await?;
-            stream.store(&samples, &y)?;
-            progress((index as f64 + samples.end as f64 / windows.len() as f64) / n_layers);
-        }
-        drop(block);
-        compute.release();
-    }
-    Ok(stream)
 }
 
 /// Applies the head to the end of the stream.

@@ -5,6 +5,10 @@ use modegpt_architecture::{ModelConfig, WeightProvider};
 
 use crate::{Compute, ComputeError, linear::Linear, norm::Norm};
 
+mod comparison;
+
+pub use comparison::{HeadInput, PairScores, compare_heads};
+
 /// Rows of the head that are on the device at once. At a width of 4096 they take 128 MiB, what every device can bind.
 const CHUNK_ROWS: usize = 8192;
 
@@ -168,12 +172,25 @@ impl Default for Running {
 }
 
 impl Running {
+    /// From the columns of [`score_columns`].
+    fn new(columns: &[f32], target: u32, range: &std::ops::Range<usize>) -> Self {
+        Self {
+            max: f64::from(columns[0]),
+            sum: f64::from(columns[1]),
+            target: range.contains(&(target as usize)).then(|| f64::from(columns[2])),
+        }
+    }
+
     fn merge(&mut self, part: Self) {
-        // A plain maximum would hide a NaN; this keeps it.
-        let max = if part.max > self.max || part.max.is_nan() { part.max } else { self.max };
+        let max = self.max_with(part);
         self.sum = self.sum * (self.max - max).exp() + part.sum * (part.max - max).exp();
         self.max = max;
         self.target = self.target.or(part.target);
+    }
+
+    /// A plain maximum would hide a NaN; this keeps it.
+    fn max_with(self, part: Self) -> f64 {
+        if part.max > self.max || part.max.is_nan() { part.max } else { self.max }
     }
 
     fn finish(self) -> TokenScores {
@@ -189,6 +206,18 @@ async fn partial_scores(
     range: &std::ops::Range<usize>,
     compute: &Compute,
 ) -> Result<Vec<Running>, ComputeError> {
+    let columns = score_columns(&logits, targets, range, compute);
+    let rows = compute.read(Tensor::cat(columns.to_vec(), 1)).await?;
+    Ok(rows.chunks_exact(3).zip(targets).map(|(row, target)| Running::new(row, *target, range)).collect())
+}
+
+/// Of every row its maximum, `Σ exp(logit - maximum)` and the logit of its target, `[rows, 1]` each.
+fn score_columns(
+    logits: &Tensor<2>,
+    targets: &[u32],
+    range: &std::ops::Range<usize>,
+    compute: &Compute,
+) -> [Tensor<2>; 3] {
     // A target elsewhere in the vocabulary is clamped into the part, and its value not used.
     let position = |target: u32| (target as usize).clamp(range.start, range.end - 1) - range.start;
     let indices: Vec<i32> = targets.iter().map(|t| position(*t) as i32).collect();
@@ -196,15 +225,6 @@ async fn partial_scores(
     let indices = Tensor::<2, Int>::from_data(indices, (&compute.device, burn::tensor::DType::I32));
     let target = logits.clone().gather(1, indices);
     let max = logits.clone().max_dim(1);
-    let sum = (logits - max.clone()).exp().sum_dim(1);
-    let rows = compute.read(Tensor::cat(vec![max, sum, target], 1)).await?;
-    Ok(rows
-        .chunks_exact(3)
-        .zip(targets)
-        .map(|(row, target)| Running {
-            max: f64::from(row[0]),
-            sum: f64::from(row[1]),
-            target: range.contains(&(*target as usize)).then(|| f64::from(row[2])),
-        })
-        .collect())
+    let sum = (logits.clone() - max.clone()).exp().sum_dim(1);
+    [max, sum, target]
 }

@@ -32,6 +32,6 @@ pub use cache::KvCache;
 pub use compute::{Compute, ComputeError};
 pub use decoder::Decoder;
 pub use embedding::Embedder;
-pub use head::{Head, TokenScores};
+pub use head::{Head, HeadInput, PairScores, TokenScores, compare_heads};
 pub use probe::{Point, Probe};
 pub use stream::{ResidualStore, ResidualStream, StoreError};

@@ -1,8 +1,8 @@
-//! Perplexity of a model on a text.
+//! Perplexity of a model on a text, alone or beside another model.
 
-use modegpt_evaluation::{ScoringOptions, Window, score_windows};
+use modegpt_evaluation::{Score, ScoringOptions, Window, compare_windows, score_windows};
 use modegpt_model::{Compute, ComputeError};
-use modegpt_text::{Corpus, TextError, evaluation_windows, token_hash};
+use modegpt_text::{Corpus, EvaluationWindows, TextError, evaluation_windows, token_hash};
 use serde::Serialize;
 
 use crate::{Model, Reporter, text::encode};
@@ -48,10 +48,27 @@ pub enum EvaluationError {
     /// The forward pass.
     #[error(transparent)]
     Compute(#[from] ComputeError),
+    /// Two models whose predictions cannot be compared token by token.
+    #[error("the models cannot be compared: {what}")]
+    Different {
+        /// What differs.
+        what: String,
+    },
 }
 
 /// The residual stream of windows in work stays below this.
 const STREAM_BYTES: usize = 256 << 20;
+
+/// How a model's predictions compare with those of the model that it was made from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Mean of `KL(dense ‖ model)` over the scored tokens, in nats.
+    pub kl_divergence: f64,
+    /// Share of the scored tokens at which both think the same token likeliest.
+    pub top1_agreement: f64,
+    /// The dense model's perplexity on the same tokens.
+    pub dense_perplexity: f64,
+}
 
 /// Scores texts, joined in the given order, with one layer of the model in memory.
 ///
@@ -64,28 +81,85 @@ pub async fn evaluate(
     compute: &Compute,
     reporter: &dyn Reporter,
 ) -> Result<Evaluation, EvaluationError> {
+    let windows = lay_windows(model, corpora, options)?;
+    let work = (windows.n() * windows.seq_len()) as f64;
+    let progress = |share| reporter.advance((share * work) as u64);
+    reporter.begin("evaluate", work as u64);
+    let score = score_windows(&model.checkpoint, &scored(&windows), options.scoring(), compute, progress).await;
+    reporter.end();
+    Ok(Evaluation::new(&score?, &windows, options))
+}
+
+/// As [`evaluate`], and compares the predictions with those of `dense`, with one layer of each in memory.
+///
+/// # Errors
+/// As [`evaluate`], of either model; [`EvaluationError::Different`] if they do not read the same tokens.
+pub async fn evaluate_against(
+    model: &Model,
+    dense: &Model,
+    corpora: &[Corpus],
+    options: EvaluationOptions,
+    compute: &Compute,
+    reporter: &dyn Reporter,
+) -> Result<(Evaluation, Comparison), EvaluationError> {
+    let (vocab, dense_vocab) = (model.config().vocab, dense.config().vocab);
+    if vocab != dense_vocab {
+        let what = format!("the vocabularies have {vocab} and {dense_vocab} tokens");
+        return Err(EvaluationError::Different { what });
+    }
+    let windows = lay_windows(model, corpora, options)?;
+    if lay_windows(dense, corpora, options)? != windows {
+        return Err(EvaluationError::Different { what: "their tokenizers disagree on the text".to_owned() });
+    }
+    let work = (windows.n() * windows.seq_len()) as f64;
+    let progress = |share| reporter.advance((share * work) as u64);
+    reporter.begin("compare", work as u64);
+    let models = (&dense.checkpoint, &model.checkpoint);
+    let found = compare_windows(models.0, models.1, &scored(&windows), options.scoring(), compute, progress).await;
+    reporter.end();
+    let found = found?;
+    let comparison = Comparison {
+        kl_divergence: found.kl_divergence(),
+        top1_agreement: found.top1_agreement(),
+        dense_perplexity: found.reference.perplexity(),
+    };
+    Ok((Evaluation::new(&found.other, &windows, options), comparison))
+}
+
+impl EvaluationOptions {
+    fn scoring(self) -> ScoringOptions {
+        ScoringOptions { batch: (self.batch_tokens / self.seq_len).max(1), stream_bytes: STREAM_BYTES }
+    }
+}
+
+impl Evaluation {
+    fn new(score: &Score, windows: &EvaluationWindows, options: EvaluationOptions) -> Self {
+        Self {
+            perplexity: score.perplexity(),
+            n_tokens: score.n_tokens,
+            n_windows: windows.n(),
+            seq_len: windows.seq_len(),
+            stride: options.stride,
+            top1_accuracy: score.n_top as f64 / score.n_tokens as f64,
+            token_hash: token_hash(windows.ids()),
+        }
+    }
+}
+
+/// The windows over all texts, if the model can read them.
+fn lay_windows(
+    model: &Model,
+    corpora: &[Corpus],
+    options: EvaluationOptions,
+) -> Result<EvaluationWindows, EvaluationError> {
     let most = model.config().max_positions;
     if options.seq_len > most {
         return Err(ComputeError::TooLong { found: options.seq_len, most }.into());
     }
     let tokens = encode(model, corpora)?;
-    let windows = evaluation_windows(&tokens, options.seq_len, options.stride, options.max_windows)?;
-    let scored: Vec<Window<'_>> = windows.iter().map(|w| Window { ids: w.ids, first_target: w.first_target }).collect();
-    let scoring = ScoringOptions { batch: (options.batch_tokens / options.seq_len).max(1), stream_bytes: STREAM_BYTES };
-    let work = (windows.n() * windows.seq_len()) as f64;
-    reporter.begin("evaluate", work as u64);
-    let score =
-        score_windows(&model.checkpoint, &scored, scoring, compute, |share| reporter.advance((share * work) as u64))
-            .await;
-    reporter.end();
-    let score = score?;
-    Ok(Evaluation {
-        perplexity: score.perplexity(),
-        n_tokens: score.n_tokens,
-        n_windows: windows.n(),
-        seq_len: windows.seq_len(),
-        stride: options.stride,
-        top1_accuracy: score.n_top as f64 / score.n_tokens as f64,
-        token_hash: token_hash(windows.ids()),
-    })
+    Ok(evaluation_windows(&tokens, options.seq_len, options.stride, options.max_windows)?)
+}
+
+fn scored(windows: &EvaluationWindows) -> Vec<Window<'_>> {
+    windows.iter().map(|window| Window { ids: window.ids, first_target: window.first_target }).collect()
 }

@@ -13,13 +13,15 @@
 
 mod evaluate;
 mod model;
+mod multiple_choice;
 mod reporter;
 #[cfg(not(target_family = "wasm"))]
 pub mod run;
 mod text;
 
-pub use evaluate::{Evaluation, EvaluationError, EvaluationOptions, evaluate};
+pub use evaluate::{Comparison, Evaluation, EvaluationError, EvaluationOptions, evaluate, evaluate_against};
 pub use model::{Model, ModelError};
+pub use multiple_choice::{Answer, EncodedTask, TaskProtocol, TaskScore, answer_task};
 pub use reporter::{Reporter, Silent};
 pub use text::{Calibration, CalibrationOptions, CorpusOptions, read_corpus};
 

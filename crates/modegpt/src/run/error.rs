@@ -75,6 +75,14 @@ pub enum RunError {
         /// How many rounds.
         fallbacks: u32,
     },
+    /// A file of answers that cannot be continued.
+    #[error("cannot keep answers in `{file}`: {reason}")]
+    Answers {
+        /// Which file.
+        file: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A sample is longer than the model's context.
     #[error("samples of {found} tokens do not fit the model's context of {most}: choose a smaller --seq-len")]
     SampleTooLong {

@@ -1,8 +1,10 @@
-//! Long runs over a file system: calibration and compression of models of any size, one layer in memory at a time.
+//! Long runs over a file system: calibration and compression of models of any size, one layer in memory at a time, and
+//! answering of tasks.
 //!
-//! Everything is written to `<output>.partial`, which is renamed at the end. A run that is killed can be resumed: it
+//! A folder is written to `<output>.partial`, which is renamed at the end. A run that is killed can be resumed: it
 //! continues at the layer it was in, and the files it leaves are the same to the byte.
 
+mod answers;
 mod calibrate;
 mod card;
 mod compress;
@@ -17,6 +19,7 @@ mod scratch;
 mod statistics_folder;
 mod survey;
 
+pub use answers::{TaskScores, answer_tasks};
 pub use calibrate::{CalibrationRun, calibrate};
 pub use compress::{
     AllocationChoice, CompressionOptions, CompressionResult, PlanRequest, PlanSource, check_request, compress,
