@@ -301,3 +301,31 @@ fn wrong_use_ends_with_two() {
     }
     assert!(!desk.exists("out") && !desk.exists("out.partial"));
 }
+
+#[test]
+fn a_count_of_zero_is_wrong_use() {
+    let desk = Desk::new();
+    let compress = format!("compress opt --sparsity 0.3 {SAMPLES} -o out");
+    let bench = "bench opt --device cpu".to_owned();
+    let eval = "eval opt --text test.txt --device cpu".to_owned();
+    let plan = "plan opt --sparsity 0.3 --statistics none".to_owned();
+    // These are given by SAMPLES already, and may be given once.
+    let bare = "calibrate opt --calibration train.txt --device cpu -o out".to_owned();
+    let common = ["--batch-tokens", "--threads"];
+    for (line, options) in [
+        (&compress, [&common[..], &["--shards", "--round-ff", "--round-head"]].concat()),
+        (&bare, [&common[..], &["--shards", "--samples", "--seq-len"]].concat()),
+        (&plan, vec!["--round-ff", "--round-head"]),
+        (&eval, [&common[..], &["--seq-len", "--stride", "--max-windows"]].concat()),
+        (&bench, [&common[..], &["--seq-len"]].concat()),
+        (&"generate opt --prompt Once --device cpu".to_owned(), common.to_vec()),
+        (&"demo --device cpu".to_owned(), common.to_vec()),
+    ] {
+        for option in options {
+            let told = desk.run(&format!("{line} {option} 0"));
+            let told = told.refused(2, &[&format!("invalid value '0' for '{option} "), "a whole number of at least 1"]);
+            assert!(!told.stderr.contains('{'), "{}", told.stderr);
+        }
+    }
+    assert!(!desk.exists("out") && !desk.exists("out.partial"));
+}
