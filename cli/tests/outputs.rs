@@ -110,6 +110,29 @@ fn a_run_killed_at_any_moment_ends_in_the_same_bytes() {
 }
 
 #[test]
+fn a_run_killed_when_its_output_has_appeared_leaves_it_clean() {
+    let desk = Desk::new();
+    let line = |out: &str| format!("compress opt --sparsity 0.3 {SAMPLES} -o {out}");
+    desk.run(&line("whole")).ok();
+    for attempt in 0..5 {
+        let mut child =
+            desk.command(&line("out")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
+        while !desk.exists("out") {
+            assert!(child.try_wait().expect("a state").is_none_or(|status| status.success()), "attempt {attempt}");
+        }
+        child.kill().expect("killed");
+        child.wait().expect("an end");
+        desk.assert_same("out", "whole");
+        // Whatever it left beside its output is in nobody's way.
+        desk.remove("out");
+        desk.run(&line("out")).ok();
+        desk.assert_same("out", "whole");
+        assert!(!desk.exists("out.partial"), "attempt {attempt}");
+        desk.remove("out");
+    }
+}
+
+#[test]
 fn a_killed_calibration_ends_in_the_same_bytes() {
     let desk = Desk::new();
     let line = |out: &str| format!("calibrate llama {MANY} -o {out}");
@@ -136,11 +159,11 @@ fn what_a_killed_run_leaves_half_written_does_not_reach_the_output() {
         "stream-00003.tmp",
         "model-00002-of-00005.safetensors.tmp",
     ] {
-        desk.write(&format!("out.partial/{name}"), b"half");
+        desk.write(&format!("out.partial/output/{name}"), b"half");
     }
     // The stream to resume from is damaged: it is computed anew.
     for name in ["stream-00002.f32", "stream-00003.f32"] {
-        desk.write(&format!("out.partial/{name}"), b"damaged");
+        desk.write(&format!("out.partial/output/{name}"), b"damaged");
     }
     let told = desk.run(&format!("{} --resume", line("out"))).ok();
     assert!(told.stderr.contains("computing the stream through layer 1 again"), "{}", told.stderr);
@@ -398,7 +421,9 @@ fn interrupt(desk: &Desk, line: &str, file: &str) {
     // Late moments are short: a run may end before it is killed.
     const ATTEMPTS: usize = 30;
     let out = line.split_whitespace().skip_while(|word| *word != "-o").nth(1).expect("an output");
-    let path = desk.path(&format!("{out}.partial")).join(file);
+    let partial = desk.path(&format!("{out}.partial"));
+    let path =
+        if ["", "journal.json"].contains(&file) { partial.join(file) } else { partial.join("output").join(file) };
     for _ in 0..ATTEMPTS {
         let mut child = desk.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
         while !path.exists() && child.try_wait().expect("a state").is_none() {
