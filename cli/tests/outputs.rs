@@ -4,12 +4,12 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use harness::tensors::{self, Tensors};
-use harness::{Desk, SAMPLES};
+use harness::{Desk, Outcome, SAMPLES};
 use serde_json::{Value, json};
 
 /// A calibration that takes long enough to be interrupted.
@@ -188,6 +188,64 @@ fn a_run_in_progress_is_not_disturbed() {
     drop(lock);
     desk.run(&format!("{} --resume", line("out"))).ok();
     desk.assert_same("out", "whole");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_is_full_is_named_and_nothing_is_lost() {
+    let desk = Desk::new();
+    desk.run(&format!("calibrate opt {SAMPLES} -o of-opt")).ok();
+    let opt = format!("compress opt --sparsity 0.3 {SAMPLES}");
+    let few = "compress llama --sparsity 0.3 --calibration train.txt --samples 4 --seq-len 64 --device cpu";
+    let on_disk = format!("{opt} --max-ram {}", planned_bytes(&desk, SAMPLES) - 1);
+    for (line, kib, file, is_kept) in [
+        // The stream between layers has 384 KiB, statistics 632, the first shard 434.
+        (opt.as_str(), 200, "stream-00001.f32", false),
+        (&on_disk, 200, "stream-00000.tmp", false),
+        (&opt, 500, "statistics/layer-00000.safetensors", true),
+        (
+            "compress opt --sparsity 0.3 --statistics of-opt --device cpu",
+            200,
+            "model-00001-of-00005.safetensors",
+            false,
+        ),
+        // The stream has 64 KiB, statistics 126, the first shard 129, others up to 180.
+        (few, 150, "model-0000", true),
+        (&format!("calibrate opt {SAMPLES}"), 500, "layer-00000.safetensors", true),
+    ] {
+        desk.run(&format!("{line} -o whole")).ok();
+        let told = limited(&desk, &format!("{line} -o out"), kib);
+        let kept = if is_kept { "\nwhat was done is kept in `out.partial`: --resume" } else { "\n" };
+        told.refused(1, &[&format!("`out.partial/output/{file}"), "File too large", kept]);
+        assert!(!desk.exists("out") && desk.exists("out.partial") == is_kept, "modegpt {line}");
+        if is_kept {
+            let half = desk.files("out.partial").into_keys().filter(|name| name.ends_with(".tmp"));
+            assert_eq!(half.collect::<Vec<_>>(), [""; 0], "modegpt {line}");
+        }
+        // With room again.
+        desk.run(&format!("{line} -o out --resume")).ok();
+        desk.assert_same("out", "whole");
+        desk.remove("out");
+        desk.remove("whole");
+    }
+    desk.write("plan.json", "old");
+    let told = limited(&desk, "plan opt --statistics of-opt --sparsity 0.3 -o plan.json", 1);
+    told.refused(1, &["cannot write plan `plan.json`: File too large"]);
+    assert_eq!(harness::read(&desk.path("plan.json")), b"old");
+    assert!(!desk.exists("plan.json.tmp"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_cannot_be_printed_are_no_success() {
+    let desk = Desk::new();
+    for line in ["inspect opt", "inspect opt --json", "generate opt --prompt Once --max-new-tokens 2 --device cpu"] {
+        let full = File::options().write(true).open("/dev/full").expect("a device");
+        let output = desk.command(line).stdout(full).output().expect("the command starts");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("error: cannot write to stdout: No space left on device"), "{told}");
+    }
 }
 
 #[test]
@@ -413,6 +471,24 @@ fn check_works(desk: &Desk, folder: &str) -> f64 {
 fn planned_bytes(desk: &Desk, calibration: &str) -> u64 {
     let summary = desk.run(&format!("compress opt --sparsity 0.3 {calibration} -o planned --json")).json();
     summary["planned_host_bytes"].as_u64().expect("bytes")
+}
+
+/// Runs `line` on what is like a disk with little room: no file can grow beyond `kib`.
+#[cfg(unix)]
+fn limited(desk: &Desk, line: &str, kib: usize) -> Outcome {
+    let plain = desk.command(line);
+    let mut shell = Command::new("sh");
+    // A shell counts in blocks of 512 bytes. The signal would end the program; without it the system call fails.
+    shell.arg("-c").arg(format!("trap '' XFSZ && ulimit -f {} && exec \"$0\" \"$@\"", 2 * kib));
+    shell.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
+    shell.current_dir(plain.get_current_dir().expect("the desk"));
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    Outcome::of(line, &mut shell)
 }
 
 /// Runs `line` until the unfinished folder has `file`, and kills it there.
