@@ -61,6 +61,7 @@ pub(crate) enum Command {
 pub(crate) struct ModelArg {
     /// A folder with config.json, weights and tokenizer, or a hub id such as `facebook/opt-125m`
     ///
+    /// Where there is a folder of that name it is taken, else the hub is asked, also for names of one word such as `gpt2`.
     /// Weights may be safetensors or PyTorch files (`pytorch_model.bin`), in one file or in shards. Ids are downloaded to
     /// the hub's cache; HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
     #[arg(value_name = "MODEL", value_hint = ValueHint::DirPath)]

@@ -142,8 +142,12 @@ fn folders_that_are_no_models() {
     let desk = Desk::new();
     std::fs::create_dir(desk.path("empty")).expect("a folder");
     check_compress(&desk, "empty", &["`empty`", "config.json"]);
-    check_compress(&desk, "nowhere", &["`nowhere` is neither an existing folder nor an `org/name` id"]);
-    check_compress(&desk, "./nowhere/at/all", &["`./nowhere/at/all`"]);
+    check_compress(&desk, "nowhere", &["offline (HF_HUB_OFFLINE is set)", "`nowhere`"]);
+    check_compress(
+        &desk,
+        "./nowhere/at/all",
+        &["`./nowhere/at/all` is neither an existing folder nor an id of the hub"],
+    );
     check_compress(&desk, "facebok/opt-125m", &["offline (HF_HUB_OFFLINE is set)", "`facebok/opt-125m`"]);
     check_compress(&desk, "train.txt", &["`train.txt`"]);
     desk.write("opt/config.json", "{");

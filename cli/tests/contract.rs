@@ -329,3 +329,14 @@ fn a_count_of_zero_is_wrong_use() {
     }
     assert!(!desk.exists("out") && !desk.exists("out.partial"));
 }
+
+#[test]
+fn a_folder_is_preferred_to_a_model_of_the_hub_and_that_is_said() {
+    let desk = Desk::new();
+    let told = desk.run("inspect opt").ok();
+    assert!(told.stderr.contains("`opt` is the one here, not the hub's\n"), "{}", told.stderr);
+    let told = desk.run("inspect gpt3").refused(1, &["offline", "`gpt3`"]);
+    assert!(told.stderr.contains("`gpt3` is the hub's: there is none of that name here\n"), "{}", told.stderr);
+    // Nothing to be mistaken about.
+    assert_eq!(desk.run("inspect ./opt").ok().stderr, "");
+}
