@@ -28,7 +28,7 @@ impl Setting {
     }
 
     fn hub(&self) -> Hub {
-        let patience = Duration::from_secs(60);
+        let patience = Duration::from_mins(1);
         Hub { cache: self.cache(), endpoint: self.server.address(), token: None, offline: false, patience }
     }
 

@@ -219,8 +219,8 @@ fn a_disk_that_is_full_is_named_and_nothing_is_lost() {
         told.refused(1, &[&format!("`out.partial/output/{file}"), "File too large", kept]);
         assert!(!desk.exists("out") && desk.exists("out.partial") == is_kept, "modegpt {line}");
         if is_kept {
-            let half = desk.files("out.partial").into_keys().filter(|name| name.ends_with(".tmp"));
-            assert_eq!(half.collect::<Vec<_>>(), [""; 0], "modegpt {line}");
+            let files = desk.files("out.partial");
+            assert!(!files.keys().any(|name| name.contains(".tmp")), "modegpt {line}: {:?}", files.keys());
         }
         // With room again.
         desk.run(&format!("{line} -o out --resume")).ok();

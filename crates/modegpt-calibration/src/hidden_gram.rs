@@ -103,7 +103,7 @@ mod tests {
         (0..N_ROWS * D_FF).map(|at| (value(at % D_FF) * 10f64.powi((at % D_FF) as i32 - 4)) as f32).collect()
     }
 
-    /// Like the hidden units of a ReLU: of one sign, so that sums only grow.
+    /// Like the hidden units of `ReLU`: of one sign, so that sums only grow.
     fn random_rows() -> Vec<f32> {
         let mut state = 7_u64;
         rows(|_| {
