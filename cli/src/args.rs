@@ -61,6 +61,7 @@ pub(crate) enum Command {
 pub(crate) struct ModelArg {
     /// A folder with config.json, weights and tokenizer, or a hub id such as `facebook/opt-125m`
     ///
+    /// Where there is a folder of that name it is taken, else the hub is asked, also for names of one word such as `gpt2`.
     /// Weights may be safetensors or PyTorch files (`pytorch_model.bin`), in one file or in shards. Ids are downloaded to
     /// the hub's cache; HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
     #[arg(value_name = "MODEL", value_hint = ValueHint::DirPath)]
@@ -75,11 +76,11 @@ pub(crate) struct CommonArgs {
     pub(crate) device: DeviceName,
 
     /// Threads of the processor; all cores by default
-    #[arg(long, value_name = "N", help_heading = "Device")]
+    #[arg(long, value_name = "N", value_parser = parse_positive, help_heading = "Device")]
     pub(crate) threads: Option<usize>,
 
     /// Tokens computed at once; more is faster on a card and takes more memory
-    #[arg(long, value_name = "N", default_value_t = 2048, help_heading = "Device")]
+    #[arg(long, value_name = "N", value_parser = parse_positive, default_value_t = 2048, help_heading = "Device")]
     pub(crate) batch_tokens: usize,
 
     /// Print one JSON object instead of text
@@ -140,11 +141,11 @@ pub(crate) struct CalibrationArgs {
     pub(crate) reading: ReadingArgs,
 
     /// Number of samples
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    #[arg(long, value_name = "N", value_parser = parse_positive, default_value_t = 128)]
     pub(crate) samples: usize,
 
     /// Tokens of each sample; the model's context if that is shorter and this is not given
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = parse_positive)]
     pub(crate) seq_len: Option<usize>,
 
     /// Seed of the draw
@@ -160,7 +161,7 @@ pub(crate) struct CalibrationArgs {
     pub(crate) fisher: Option<usize>,
 
     /// Sum statistics over so many consecutive parts of the samples, then over the parts
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", value_parser = parse_positive, default_value_t = 1)]
     pub(crate) shards: usize,
 
     /// Host memory to stay within, such as 8GiB; the residual stream moves to the disk if needed
@@ -224,11 +225,11 @@ pub(crate) struct TargetArgs {
     pub(crate) epsilon: Option<f64>,
 
     /// Hidden widths become multiples of this; 64, or less for small models
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(crate) round_ff: Option<usize>,
 
     /// Head widths become multiples of this; 8, or less for small models
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(crate) round_head: Option<usize>,
 
     /// Ridge of the leverage scores, relative to the mean diagonal
@@ -438,15 +439,15 @@ pub(crate) struct EvalArgs {
     pub(crate) reading: ReadingArgs,
 
     /// Tokens of a window; 2048 or the model's context, whichever is shorter, by default
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = parse_positive)]
     pub(crate) seq_len: Option<usize>,
 
     /// Distance between windows; the window's length, without overlap, by default, as papers do
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = parse_positive)]
     pub(crate) stride: Option<usize>,
 
     /// Score only the first N windows
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(crate) max_windows: Option<usize>,
 
     /// Compare the predictions on the text with those of this model: KL divergence and agreement
@@ -559,7 +560,7 @@ pub(crate) struct BenchArgs {
     pub(crate) model: Option<String>,
 
     /// Tokens of a sample
-    #[arg(long, value_name = "T", default_value_t = 1024)]
+    #[arg(long, value_name = "T", value_parser = parse_positive, default_value_t = 1024)]
     pub(crate) seq_len: usize,
 
     #[command(flatten)]
@@ -592,6 +593,12 @@ pub(crate) enum DemoModel {
     Opt,
     /// Llama with 0.26 million parameters, trained on children's stories
     Llama,
+}
+
+/// Reads a count of which there must be one at least: `1`, `64`.
+fn parse_positive(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "expected a whole number of at least 1".to_owned())
 }
 
 /// Reads `8GiB`, `500MB`, `1024`.
@@ -634,6 +641,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn counts_are_whole_and_positive() {
+        assert_eq!((parse_positive("1"), parse_positive("4096")), (Ok(1), Ok(4096)));
+        for bad in ["", "0", "-1", "1.5", "many", "99999999999999999999"] {
+            assert_eq!(parse_positive(bad), Err("expected a whole number of at least 1".to_owned()), "{bad}");
+        }
     }
 
     #[test]

@@ -8,6 +8,9 @@
 //! used: it appends to a partial file whatever the server sends, also when that is the whole file again, and neither
 //! checks size nor checksum.
 
+#[path = "hub/patience.rs"]
+mod patience;
+
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -20,11 +23,18 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use patience::{PatientReader, within};
+
 /// Told of a file's name, the bytes that are here, and all its bytes.
 pub(crate) type Progress<'a> = &'a dyn Fn(&str, u64, u64);
 
-/// The folder of `model`: an existing path is itself; `org/name` or `org/name@revision` is downloaded from the hub where
-/// the cache does not hold it.
+/// Whether `model` is one plain word, as the names of folders and of the hub's oldest models are.
+pub(crate) fn is_one_word(model: &str) -> bool {
+    parse_id(model).is_some_and(|(id, _)| !id.contains('/'))
+}
+
+/// The folder of `model`: an existing path is itself; `org/name`, `name` (`gpt2`), or one of these with `@revision`, is
+/// downloaded from the hub where the cache does not hold it.
 ///
 /// Honours `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HOME` and `HF_HUB_OFFLINE`. When the hub cannot be reached, a
 /// complete model in the cache is taken as it is.
@@ -42,7 +52,7 @@ pub(crate) fn resolve(model: &str, progress: Progress) -> Result<PathBuf, HubErr
 #[derive(Debug, Error)]
 pub(crate) enum HubError {
     /// Neither a path nor an id.
-    #[error("`{model}` is neither an existing folder nor an `org/name` id of the hub")]
+    #[error("`{model}` is neither an existing folder nor an id of the hub, `org/name` or `name`")]
     NotAnId { model: String },
     /// The hub has no such model.
     #[error("no model `{model}` at {endpoint}, and no folder of that name")]
@@ -108,6 +118,8 @@ pub(crate) struct Hub {
     pub(crate) token: Option<String>,
     /// Take models from the cache only.
     pub(crate) offline: bool,
+    /// How long nothing may arrive before a connection is given up.
+    pub(crate) patience: Duration,
 }
 
 /// Without one of these names, the first being preferred, a repository is no model.
@@ -126,6 +138,7 @@ const OPTIONAL: [&str; 6] = [
 const ATTEMPTS: u32 = 5;
 const CONNECT: Duration = Duration::from_secs(30);
 const ANSWER: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Far above any listing or index of shards, far below what fills a memory.
 const JSON_BYTES: u64 = 64 << 20;
 
@@ -152,6 +165,7 @@ impl Hub {
                 .filter(|token| !token.is_empty()),
             offline: set("HF_HUB_OFFLINE")
                 .is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.trim().to_ascii_lowercase().as_str())),
+            patience: PATIENCE,
         })
     }
 
@@ -183,12 +197,12 @@ impl Hub {
     }
 }
 
-/// `org/name` and the revision behind an `@`, `main` without one.
+/// `org/name` or `name`, and the revision behind an `@`, `main` without one.
 fn parse_id(model: &str) -> Option<(&str, &str)> {
     let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
-    let (org, name) = id.split_once('/')?;
+    let is_id = id.split('/').count() <= 2 && id.split('/').all(is_name);
     let is_revision = revision.split('/').all(is_name);
-    (is_name(org) && is_name(name) && is_revision).then_some((id, revision))
+    (is_id && is_revision).then_some((id, revision))
 }
 
 /// Safe as one part of a path and of an address.
@@ -229,7 +243,7 @@ struct Answer {
     status: u16,
     error_code: String,
     content_range: String,
-    body: Box<dyn Read>,
+    body: PatientReader,
 }
 
 impl Download<'_> {
@@ -321,7 +335,9 @@ impl Download<'_> {
     /// For hubs whose listing names files only.
     fn ask_for_blob(&self, url: &str) -> Result<Blob, HubError> {
         // `hf-hub` does not tell a refusal from a broken line, so a failure is looked at again.
-        let metadata = self.api.metadata(url).map_err(|e| match self.get(url, None) {
+        let (api, address) = (self.api.clone(), url.to_owned());
+        let asked = within(self.hub.patience, move || api.metadata(&address)).map_err(|e| network(url, &e))?;
+        let metadata = asked.map_err(|e| match self.get(url, None) {
             Err(refusal) => refusal,
             Ok(_) => network(url, &e),
         })?;
@@ -414,7 +430,8 @@ impl Download<'_> {
         };
         let (error_code, content_range) = (header("x-error-code"), header("content-range"));
         let status = response.status().as_u16();
-        let body = Box::new(response.into_body().into_reader());
+        let body =
+            PatientReader::new(response.into_body().into_reader(), self.hub.patience).map_err(|e| network(url, &e))?;
         self.check_status(url, Answer { status, error_code, content_range, body })
     }
 

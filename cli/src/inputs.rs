@@ -15,15 +15,21 @@ use crate::args::{
     TargetArgs, ValueOutputName,
 };
 use crate::failure::Failure;
-use crate::hub;
 use crate::progress::Bars;
+use crate::{hub, printer};
 
 /// Samples are this long where the model's context allows it and nothing else is asked for.
 const DEFAULT_SEQ_LEN: usize = 2048;
 
-/// Opens a folder, or downloads a hub id first.
+/// Opens a folder, or downloads a hub id first. A folder is preferred.
 pub(crate) fn open_model(name: &str) -> Result<Model, Failure> {
     use modegpt::Reporter;
+    // A folder and a model of the hub may both be called `gpt2`.
+    if hub::is_one_word(name) {
+        let here = Path::new(name).exists();
+        let taken = if here { "the one here, not the hub's" } else { "the hub's: there is none of that name here" };
+        printer::remark(&format!("`{name}` is {taken}"));
+    }
     let bars = Bars::default();
     let shown = std::cell::RefCell::new(String::new());
     let folder = hub::resolve(name, &|file, done, all| {

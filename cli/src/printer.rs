@@ -6,14 +6,21 @@ use crate::failure::Failure;
 
 /// Writes a line of result to stdout.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
-    Ok(writeln!(anstream::stdout(), "{text}")?)
+    writeln!(anstream::stdout(), "{text}").map_err(|e| stdout_failure(&e))
 }
 
 /// Writes a piece of result to stdout at once.
 pub(crate) fn piece(text: &str) -> Result<(), Failure> {
     let mut out = anstream::stdout();
-    write!(out, "{text}")?;
-    Ok(out.flush()?)
+    write!(out, "{text}").and_then(|()| out.flush()).map_err(|e| stdout_failure(&e))
+}
+
+/// A reader that went away is no failure; anything else, such as a full disk, says where it happened.
+fn stdout_failure(error: &io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::ClosedPipe,
+        _ => Failure::request(format!("cannot write to stdout: {error}")),
+    }
 }
 
 /// Writes one JSON object to stdout.

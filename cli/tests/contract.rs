@@ -3,6 +3,7 @@
 mod harness;
 
 use std::fs;
+use std::path::Path;
 use std::process::Stdio;
 
 use harness::tensors::{self, Tensors};
@@ -251,15 +252,36 @@ fn every_command_has_help() {
     assert!(desk.run("--version").ok().stdout.starts_with("modegpt "));
 }
 
+/// Both helps of the program and of every command, each in a file that reads as a terminal shows it.
 #[test]
-fn short_help_of_compress_is_as_kept() {
-    let told = Desk::new().run("compress -h").ok().stdout;
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/compress-h.txt");
-    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
-        fs::write(file, &told).expect("the snapshot is written");
+fn helps_are_as_kept() {
+    let desk = Desk::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots");
+    let update = std::env::var_os("UPDATE_SNAPSHOTS").is_some();
+    let (mut expected, mut changed) = (Vec::new(), Vec::new());
+    for command in COMMANDS.split(' ').chain([""]) {
+        for flag in ["-h", "--help"] {
+            let told = desk.run(&format!("{command} {flag}")).ok().stdout;
+            let program = if command.is_empty() { "modegpt" } else { command };
+            let name = format!("{program}-{}.txt", flag.trim_start_matches('-'));
+            if update {
+                fs::write(folder.join(&name), &told).expect("the snapshot is written");
+            }
+            if fs::read_to_string(folder.join(&name)).ok().as_ref() != Some(&told) {
+                changed.push(format!("{name}\n{told}"));
+            }
+            assert!(told.lines().all(|line| line.chars().count() <= 100), "{name} is too wide\n{told}");
+            expected.push(name);
+        }
     }
-    let kept = fs::read_to_string(file).expect("the snapshot is read");
-    assert!(told == kept, "`compress -h` has changed; UPDATE_SNAPSHOTS=1 keeps the new text\n{told}");
+    assert!(changed.is_empty(), "UPDATE_SNAPSHOTS=1 keeps the new texts of\n{}", changed.join("\n"));
+    expected.sort();
+    let mut found: Vec<String> = fs::read_dir(folder)
+        .expect("snapshots")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    assert_eq!(found, expected, "every snapshot belongs to a command");
 }
 
 #[test]
@@ -300,4 +322,43 @@ fn wrong_use_ends_with_two() {
         desk.run(&line).refused(2, &[expected]);
     }
     assert!(!desk.exists("out") && !desk.exists("out.partial"));
+}
+
+#[test]
+fn a_count_of_zero_is_wrong_use() {
+    let desk = Desk::new();
+    let compress = format!("compress opt --sparsity 0.3 {SAMPLES} -o out");
+    let bench = "bench opt --device cpu".to_owned();
+    let eval = "eval opt --text test.txt --device cpu".to_owned();
+    let plan = "plan opt --sparsity 0.3 --statistics none".to_owned();
+    // These are given by SAMPLES already, and may be given once.
+    let bare = "calibrate opt --calibration train.txt --device cpu -o out".to_owned();
+    let common = ["--batch-tokens", "--threads"];
+    for (line, options) in [
+        (&compress, [&common[..], &["--shards", "--round-ff", "--round-head"]].concat()),
+        (&bare, [&common[..], &["--shards", "--samples", "--seq-len"]].concat()),
+        (&plan, vec!["--round-ff", "--round-head"]),
+        (&eval, [&common[..], &["--seq-len", "--stride", "--max-windows"]].concat()),
+        (&bench, [&common[..], &["--seq-len"]].concat()),
+        (&"generate opt --prompt Once --device cpu".to_owned(), common.to_vec()),
+        (&"demo --device cpu".to_owned(), common.to_vec()),
+    ] {
+        for option in options {
+            let told = desk.run(&format!("{line} {option} 0"));
+            let told = told.refused(2, &[&format!("invalid value '0' for '{option} "), "a whole number of at least 1"]);
+            assert!(!told.stderr.contains('{'), "{}", told.stderr);
+        }
+    }
+    assert!(!desk.exists("out") && !desk.exists("out.partial"));
+}
+
+#[test]
+fn a_folder_is_preferred_to_a_model_of_the_hub_and_that_is_said() {
+    let desk = Desk::new();
+    let told = desk.run("inspect opt").ok();
+    assert!(told.stderr.contains("`opt` is the one here, not the hub's\n"), "{}", told.stderr);
+    let told = desk.run("inspect gpt3").refused(1, &["offline", "`gpt3`"]);
+    assert!(told.stderr.contains("`gpt3` is the hub's: there is none of that name here\n"), "{}", told.stderr);
+    // Nothing to be mistaken about.
+    assert_eq!(desk.run("inspect ./opt").ok().stderr, "");
 }

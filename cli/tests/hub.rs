@@ -7,6 +7,7 @@ mod server;
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hub::{Hub, HubError};
 use server::{COMMIT, Fault, Server};
@@ -27,7 +28,13 @@ impl Setting {
     }
 
     fn hub(&self) -> Hub {
-        Hub { cache: self.cache(), endpoint: self.server.address(), token: None, offline: false }
+        let patience = Duration::from_mins(1);
+        Hub { cache: self.cache(), endpoint: self.server.address(), token: None, offline: false, patience }
+    }
+
+    /// A hub that is not waited for.
+    fn hasty(&self) -> Hub {
+        Hub { patience: Duration::from_millis(200), ..self.hub() }
     }
 
     fn cache(&self) -> PathBuf {
@@ -161,6 +168,60 @@ fn a_download_that_failed_leaves_no_half_file_and_is_resumed_by_the_next_run() {
 }
 
 #[test]
+fn a_download_that_stalls_goes_on_where_it_stopped() {
+    let weights = weights();
+    let setting = Setting::new(&[("config.json", b"{}"), ("model.safetensors", &weights)]);
+    setting.server.set(Fault::StallOnce { after: 100_000 });
+    let folder = setting.hasty().resolve("org/tiny", &|_, _, _| ()).expect("the second attempt succeeds");
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).expect("a file"), weights);
+    let ranges = setting.server.ranges("cdn");
+    assert!(ranges.len() == 2 && (1..=100_000).contains(&ranges[1]), "{ranges:?}");
+}
+
+#[test]
+fn a_download_that_always_stalls_ends_and_is_resumed_by_the_next_run() {
+    let weights = weights();
+    let setting = Setting::new(&[("config.json", b"{}"), ("model.safetensors", &weights)]);
+    setting.server.set(Fault::StallAlways { after: 10_000 });
+    let error = setting.hasty().resolve("org/tiny", &|_, _, _| ()).expect_err("nothing comes");
+    assert!(error.to_string().ends_with("model.safetensors: nothing arrived for 200ms"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("goes on")));
+    assert!(!setting.has_ref());
+    assert_eq!(setting.n_partial(), 1);
+    setting.server.set(Fault::None);
+    let folder = setting.resolve("org/tiny").expect("the next run succeeds");
+    assert_eq!(std::fs::read(folder.join("model.safetensors")).expect("a file"), weights);
+    assert!(setting.server.ranges("cdn").last().is_some_and(|start| *start > 10_000));
+}
+
+#[test]
+fn a_listing_that_stalls_is_no_reason_to_wait_for_ever() {
+    let setting = Setting::new(&[("config.json", b"{}"), ("model.safetensors", b"w")]);
+    setting.server.set(Fault::StallListing);
+    let error = setting.hasty().resolve("org/tiny", &|_, _, _| ()).expect_err("nothing comes");
+    assert!(matches!(error, HubError::Network { .. }), "{error}");
+    assert!(error.to_string().contains("nothing arrived for 200ms"), "{error}");
+    // What is in the cache is as good as without a network.
+    setting.server.set(Fault::None);
+    let folder = setting.resolve("org/tiny").expect("the model is there");
+    setting.server.set(Fault::StallListing);
+    assert_eq!(setting.hasty().resolve("org/tiny", &|_, _, _| ()).expect("the cache has it"), folder);
+}
+
+#[test]
+fn ids_of_one_word_are_ids() {
+    let setting = Setting::new(&[("config.json", b"{}"), ("model.safetensors", b"w")]);
+    let folder = setting.resolve("tiny").expect("the model is there");
+    assert_eq!(folder, setting.cache().join("models--tiny/snapshots").join(COMMIT));
+    assert_eq!(names(&folder), ["config.json", "model.safetensors"]);
+    assert_eq!(setting.resolve(&format!("tiny@{COMMIT}")).expect("the commit is cached"), folder);
+    let error = setting.resolve("tinier").expect_err("no such model");
+    assert!(error.to_string().starts_with("no model `tinier` at http://127.0.0.1:"), "{error}");
+    assert!(["gpt2", "gpt2@main"].iter().all(|model| hub::is_one_word(model)));
+    assert!(["org/gpt2", "./gpt2", "gpt2/", "", "a b"].iter().all(|model| !hub::is_one_word(model)));
+}
+
+#[test]
 fn a_server_without_ranges_sends_the_whole_file_again() {
     let weights = weights();
     let setting = Setting::new(&[("config.json", b"{}"), ("model.safetensors", &weights)]);
@@ -242,10 +303,10 @@ fn what_is_not_there_is_named() {
 #[test]
 fn typing_errors_are_neither_folder_nor_id() {
     for model in
-        ["some-folder-that-does-not-exist", "", "a/b/c", "../a", "org/", "/name", "org/na me", "org/n@", "o/n@../x"]
+        ["no folder", "", "a/b/c", "../a", ".a", "-a", "a@", "org/", "/name", "org/na me", "org/n@", "o/n@../x"]
     {
         let error = hub::resolve(model, &|_, _, _| ()).expect_err(model);
-        let expected = format!("`{model}` is neither an existing folder nor an `org/name` id of the hub");
+        let expected = format!("`{model}` is neither an existing folder nor an id of the hub, `org/name` or `name`");
         assert_eq!(error.to_string(), expected);
     }
     let here = env!("CARGO_MANIFEST_DIR");

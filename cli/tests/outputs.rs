@@ -4,12 +4,12 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use harness::tensors::{self, Tensors};
-use harness::{Desk, SAMPLES};
+use harness::{Desk, Outcome, SAMPLES};
 use serde_json::{Value, json};
 
 /// A calibration that takes long enough to be interrupted.
@@ -110,6 +110,29 @@ fn a_run_killed_at_any_moment_ends_in_the_same_bytes() {
 }
 
 #[test]
+fn a_run_killed_when_its_output_has_appeared_leaves_it_clean() {
+    let desk = Desk::new();
+    let line = |out: &str| format!("compress opt --sparsity 0.3 {SAMPLES} -o {out}");
+    desk.run(&line("whole")).ok();
+    for attempt in 0..5 {
+        let mut child =
+            desk.command(&line("out")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
+        while !desk.exists("out") {
+            assert!(child.try_wait().expect("a state").is_none_or(|status| status.success()), "attempt {attempt}");
+        }
+        child.kill().expect("killed");
+        child.wait().expect("an end");
+        desk.assert_same("out", "whole");
+        // Whatever it left beside its output is in nobody's way.
+        desk.remove("out");
+        desk.run(&line("out")).ok();
+        desk.assert_same("out", "whole");
+        assert!(!desk.exists("out.partial"), "attempt {attempt}");
+        desk.remove("out");
+    }
+}
+
+#[test]
 fn a_killed_calibration_ends_in_the_same_bytes() {
     let desk = Desk::new();
     let line = |out: &str| format!("calibrate llama {MANY} -o {out}");
@@ -136,11 +159,11 @@ fn what_a_killed_run_leaves_half_written_does_not_reach_the_output() {
         "stream-00003.tmp",
         "model-00002-of-00005.safetensors.tmp",
     ] {
-        desk.write(&format!("out.partial/{name}"), b"half");
+        desk.write(&format!("out.partial/output/{name}"), b"half");
     }
     // The stream to resume from is damaged: it is computed anew.
     for name in ["stream-00002.f32", "stream-00003.f32"] {
-        desk.write(&format!("out.partial/{name}"), b"damaged");
+        desk.write(&format!("out.partial/output/{name}"), b"damaged");
     }
     let told = desk.run(&format!("{} --resume", line("out"))).ok();
     assert!(told.stderr.contains("computing the stream through layer 1 again"), "{}", told.stderr);
@@ -165,6 +188,64 @@ fn a_run_in_progress_is_not_disturbed() {
     drop(lock);
     desk.run(&format!("{} --resume", line("out"))).ok();
     desk.assert_same("out", "whole");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_is_full_is_named_and_nothing_is_lost() {
+    let desk = Desk::new();
+    desk.run(&format!("calibrate opt {SAMPLES} -o of-opt")).ok();
+    let opt = format!("compress opt --sparsity 0.3 {SAMPLES}");
+    let few = "compress llama --sparsity 0.3 --calibration train.txt --samples 4 --seq-len 64 --device cpu";
+    let on_disk = format!("{opt} --max-ram {}", planned_bytes(&desk, SAMPLES) - 1);
+    for (line, kib, file, is_kept) in [
+        // The stream between layers has 384 KiB, statistics 632, the first shard 434.
+        (opt.as_str(), 200, "stream-00001.f32", false),
+        (&on_disk, 200, "stream-00000.tmp", false),
+        (&opt, 500, "statistics/layer-00000.safetensors", true),
+        (
+            "compress opt --sparsity 0.3 --statistics of-opt --device cpu",
+            200,
+            "model-00001-of-00005.safetensors",
+            false,
+        ),
+        // The stream has 64 KiB, statistics 126, the first shard 129, others up to 180.
+        (few, 150, "model-0000", true),
+        (&format!("calibrate opt {SAMPLES}"), 500, "layer-00000.safetensors", true),
+    ] {
+        desk.run(&format!("{line} -o whole")).ok();
+        let told = limited(&desk, &format!("{line} -o out"), kib);
+        let kept = if is_kept { "\nwhat was done is kept in `out.partial`: --resume" } else { "\n" };
+        told.refused(1, &[&format!("`out.partial/output/{file}"), "File too large", kept]);
+        assert!(!desk.exists("out") && desk.exists("out.partial") == is_kept, "modegpt {line}");
+        if is_kept {
+            let files = desk.files("out.partial");
+            assert!(!files.keys().any(|name| name.contains(".tmp")), "modegpt {line}: {:?}", files.keys());
+        }
+        // With room again.
+        desk.run(&format!("{line} -o out --resume")).ok();
+        desk.assert_same("out", "whole");
+        desk.remove("out");
+        desk.remove("whole");
+    }
+    desk.write("plan.json", "old");
+    let told = limited(&desk, "plan opt --statistics of-opt --sparsity 0.3 -o plan.json", 1);
+    told.refused(1, &["cannot write plan `plan.json`: File too large"]);
+    assert_eq!(harness::read(&desk.path("plan.json")), b"old");
+    assert!(!desk.exists("plan.json.tmp"));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_cannot_be_printed_are_no_success() {
+    let desk = Desk::new();
+    for line in ["inspect opt", "inspect opt --json", "generate opt --prompt Once --max-new-tokens 2 --device cpu"] {
+        let full = File::options().write(true).open("/dev/full").expect("a device");
+        let output = desk.command(line).stdout(full).output().expect("the command starts");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{told}");
+        assert!(told.contains("error: cannot write to stdout: No space left on device"), "{told}");
+    }
 }
 
 #[test]
@@ -392,13 +473,33 @@ fn planned_bytes(desk: &Desk, calibration: &str) -> u64 {
     summary["planned_host_bytes"].as_u64().expect("bytes")
 }
 
+/// Runs `line` on what is like a disk with little room: no file can grow beyond `kib`.
+#[cfg(unix)]
+fn limited(desk: &Desk, line: &str, kib: usize) -> Outcome {
+    let plain = desk.command(line);
+    let mut shell = Command::new("sh");
+    // A shell counts in blocks of 512 bytes. The signal would end the program; without it the system call fails.
+    shell.arg("-c").arg(format!("trap '' XFSZ && ulimit -f {} && exec \"$0\" \"$@\"", 2 * kib));
+    shell.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
+    shell.current_dir(plain.get_current_dir().expect("the desk"));
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    Outcome::of(line, &mut shell)
+}
+
 /// Runs `line` until the unfinished folder has `file`, and kills it there.
 #[track_caller]
 fn interrupt(desk: &Desk, line: &str, file: &str) {
     // Late moments are short: a run may end before it is killed.
     const ATTEMPTS: usize = 30;
     let out = line.split_whitespace().skip_while(|word| *word != "-o").nth(1).expect("an output");
-    let path = desk.path(&format!("{out}.partial")).join(file);
+    let partial = desk.path(&format!("{out}.partial"));
+    let path =
+        if ["", "journal.json"].contains(&file) { partial.join(file) } else { partial.join("output").join(file) };
     for _ in 0..ATTEMPTS {
         let mut child = desk.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
         while !path.exists() && child.try_wait().expect("a state").is_none() {

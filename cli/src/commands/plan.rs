@@ -1,5 +1,8 @@
 //! `modegpt plan`
 
+use std::path::Path;
+use std::{fs, io};
+
 use modegpt::compress::Plan;
 use modegpt::run::{AllocationChoice, GradientsFolder, Known, StatisticsFolder, check_request, make_plan};
 
@@ -28,9 +31,20 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let Some(file) = &args.output else {
         return printer::piece(&plan.to_json());
     };
-    std::fs::write(file, plan.to_json())
+    write_whole(file, &plan.to_json())
         .map_err(|e| Failure::request(format!("cannot write plan `{}`: {e}", file.display())))?;
     if args.json { printer::piece(&plan.to_json()) } else { print(&plan, &file.display().to_string()) }
+}
+
+/// Writes a file that appears whole or stays as it was; what is no plain file, such as a pipe, is written to.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    if path.metadata().is_ok_and(|found| !found.is_file()) {
+        return fs::write(path, text);
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, path));
+    written.inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 fn print(plan: &Plan, file: &str) -> Result<(), Failure> {

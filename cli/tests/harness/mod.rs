@@ -117,14 +117,7 @@ impl Desk {
 
     /// Runs `modegpt` with the words of `line` to its end.
     pub(crate) fn run(&self, line: &str) -> Outcome {
-        let output = self.command(line).output().expect("the command starts");
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        Outcome {
-            line: line.to_owned(),
-            code: output.status.code(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
+        Outcome::of(line, &mut self.command(line))
     }
 }
 
@@ -137,6 +130,18 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// Runs `command`, which stands for `line`, to its end.
+    pub(crate) fn of(line: &str, command: &mut Command) -> Self {
+        let output = command.output().expect("the command starts");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        Self {
+            line: line.to_owned(),
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
     /// It succeeded.
     #[track_caller]
     pub(crate) fn ok(self) -> Self {

@@ -1,10 +1,11 @@
-//! A hub of one model, `org/tiny`, over HTTP/1.1: large files behind a redirect to another address, small ones behind a
+//! A hub of one model, called `org/tiny` and also `tiny`, over HTTP/1.1: large files behind a redirect to another address, small ones behind a
 //! relative redirect, as the real hub has them.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -22,6 +23,16 @@ pub(crate) enum Fault {
     CutAlways {
         after: usize,
     },
+    /// Once, after so many bytes of a large file, nothing more comes, and the connection stays open.
+    StallOnce {
+        after: usize,
+    },
+    /// The same every time.
+    StallAlways {
+        after: usize,
+    },
+    /// The listing never comes, though the connection stays open.
+    StallListing,
     /// A large file arrives with one bit wrong.
     FlipBit,
     /// Files are refused, though the listing is open.
@@ -106,17 +117,21 @@ impl Server {
     }
 }
 
-/// Status line and headers, the body, and after how many bytes of it the line breaks.
+/// Longer than any client of these tests waits.
+const STALL: Duration = Duration::from_mins(1);
+
+/// Status line and headers, the body, and after how many bytes of it the line breaks, or falls silent.
 struct Reply {
     head: String,
     body: Vec<u8>,
     cut: Option<usize>,
+    stalls: bool,
 }
 
 impl Reply {
     fn new(status: &str, headers: &str, body: Vec<u8>) -> Self {
         let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n", body.len());
-        Self { head, body, cut: None }
+        Self { head, body, cut: None, stalls: false }
     }
 
     fn error(status: &str, code: &str) -> Self {
@@ -134,6 +149,9 @@ fn serve(mut stream: TcpStream, address: SocketAddr, state: &Mutex<State>) {
     let sent = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
     // The client may have gone; that is for the test to notice.
     let _ = stream.write_all(reply.head.as_bytes()).and_then(|()| stream.write_all(&reply.body[..sent]));
+    if reply.stalls {
+        std::thread::sleep(STALL);
+    }
 }
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
@@ -157,16 +175,19 @@ fn reply_to(request: &Request, address: SocketAddr, state: &mut State) -> Reply 
         return Reply::error("401 Unauthorized", "RepoNotFound");
     }
     let path = request.path.split('?').next().unwrap_or_default();
-    let resolve = format!("/org/tiny/resolve/{COMMIT}/");
-    if let Some(revision) = path.strip_prefix("/api/models/org/tiny/revision/") {
-        return if ["main", COMMIT].contains(&revision) {
-            Reply::new("200 OK", "content-type: application/json\r\n", listing(state))
-        } else {
-            Reply::error("404 Not Found", "RevisionNotFound")
-        };
-    }
-    if let Some(name) = path.strip_prefix(&resolve) {
-        return redirect(name, address, state);
+    for model in ["org/tiny", "tiny"] {
+        if let Some(revision) = path.strip_prefix(&format!("/api/models/{model}/revision/")) {
+            return if ["main", COMMIT].contains(&revision) {
+                let reply = Reply::new("200 OK", "content-type: application/json\r\n", listing(state));
+                let stalls = state.fault == Fault::StallListing;
+                Reply { cut: stalls.then_some(10), stalls, ..reply }
+            } else {
+                Reply::error("404 Not Found", "RevisionNotFound")
+            };
+        }
+        if let Some(name) = path.strip_prefix(&format!("/{model}/resolve/{COMMIT}/")) {
+            return redirect(name, address, state);
+        }
     }
     if let Some(name) = path.strip_prefix("/cdn/").or_else(|| path.strip_prefix("/api/resolve-cache/")) {
         return contents(name, request, state);
@@ -240,17 +261,19 @@ fn contents(name: &str, request: &Request, state: &mut State) -> Reply {
         }
         None => Reply::new("200 OK", &etag, bytes),
     };
-    reply.cut = cut(name, state);
+    (reply.cut, reply.stalls) = cut(name, state);
     reply
 }
 
-fn cut(name: &str, state: &mut State) -> Option<usize> {
-    match state.fault {
-        Fault::CutOnce { after } if is_large(name) => {
-            state.fault = Fault::None;
-            Some(after)
-        }
-        Fault::CutAlways { after } if is_large(name) => Some(after),
-        _ => None,
+/// After how many bytes the body ends, and whether the connection stays open then.
+fn cut(name: &str, state: &mut State) -> (Option<usize>, bool) {
+    let fault = if is_large(name) { state.fault } else { Fault::None };
+    if matches!(fault, Fault::CutOnce { .. } | Fault::StallOnce { .. }) {
+        state.fault = Fault::None;
+    }
+    match fault {
+        Fault::CutOnce { after } | Fault::CutAlways { after } => (Some(after), false),
+        Fault::StallOnce { after } | Fault::StallAlways { after } => (Some(after), true),
+        _ => (None, false),
     }
 }

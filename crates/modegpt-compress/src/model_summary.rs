@@ -1,5 +1,7 @@
 //! As much of a model as a plan has to know.
 
+use std::fmt;
+
 use modegpt_architecture::{LayerShape, MlpKind, ModelConfig};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,12 @@ pub struct Widths {
     pub d_qk: usize,
     /// Width of a value, per head.
     pub d_v: usize,
+}
+
+impl fmt::Display for Widths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "d_ff {}, d_qk {}, d_v {}", self.d_ff, self.d_qk, self.d_v)
+    }
 }
 
 impl From<&LayerShape> for Widths {

@@ -326,7 +326,7 @@ impl Plan {
         same("rotary", ours.rotary.to_string(), theirs.rotary.to_string())?;
         same("gated_mlp", ours.gated_mlp.to_string(), theirs.gated_mlp.to_string())?;
         for (layer, (ours, theirs)) in ours.widths.iter().zip(&theirs.widths).enumerate() {
-            same(&format!("layer {layer}"), format!("{ours:?}"), format!("{theirs:?}"))?;
+            same(&format!("layer {layer}"), ours.to_string(), theirs.to_string())?;
         }
         same("model_fingerprint", self.model_fingerprint.clone(), fingerprint.to_owned())
     }
@@ -341,7 +341,7 @@ impl Plan {
         self.allocation.check()?;
         self.ridges.check()?;
         if self.rounding.check().is_err() {
-            return Err(field_error("rounding", "multiples of at least 1", format!("{:?}", self.rounding)));
+            return Err(field_error("rounding", "multiples of at least 1", self.rounding));
         }
         self.model.check()?;
         if self.layers.len() != self.model.n_layers {

@@ -4,6 +4,8 @@
 //! Rounding each width by itself would miss the asked sparsity, so what the heads leave over goes to the MLP of the same
 //! layer, and what the MLPs leave over is handed out over the layers.
 
+use std::fmt;
+
 use modegpt_architecture::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -34,9 +36,15 @@ impl Rounding {
 
     pub(crate) fn check(self) -> Result<(), Error> {
         if self.ff == 0 || self.head == 0 {
-            return Err(Error::out_of_range("rounding", "multiples of at least 1", format!("{self:?}")));
+            return Err(Error::out_of_range("rounding", "multiples of at least 1", self.to_string()));
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Rounding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for d_ff and {} for heads", self.ff, self.head)
     }
 }
 

@@ -122,7 +122,8 @@ fn another_model_is_refused() {
     assert!(message(&config, "abd").contains("model_fingerprint is abc in the plan, abd in the model"));
     let mut narrower = config.clone();
     narrower.layers[1].d_ff -= 1;
-    assert!(message(&narrower, "abc").contains("layer 1"));
+    let told = message(&narrower, "abc");
+    assert!(told.contains("layer 1") && told.contains("d_ff ") && !told.contains('{'), "{told}");
     let mut wider = config;
     wider.d_model += 1;
     assert!(message(&wider, "abc").contains("d_model"));

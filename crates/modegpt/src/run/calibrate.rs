@@ -122,15 +122,19 @@ impl CalibrationRun<'_> {
 
     /// Observes every layer that is not done yet, in `folder/subfolder`.
     pub(super) async fn observe_all(&self, folder: &OutputFolder, subfolder: &str) -> Result<(), RunError> {
+        let kept = Checkpointed::new(folder.path());
+        self.observe_rest(folder, subfolder, &kept).await.inspect_err(|_| kept.forget_half_written())
+    }
+
+    async fn observe_rest(&self, folder: &OutputFolder, subfolder: &str, kept: &Checkpointed) -> Result<(), RunError> {
         let n_layers = self.model.config().layers.len();
         let file = |layer: usize| format!("{subfolder}{}", StatisticsFolder::file_name(layer));
         let first = (0..n_layers).find(|layer| !folder.has(&file(*layer))).unwrap_or(n_layers);
-        let kept = Checkpointed::new(folder.path());
         self.reporter.begin("calibrate", (n_layers * self.workload().n_samples) as u64);
         if first < n_layers {
-            let mut place = self.enter(first, &kept).await?;
+            let mut place = self.enter(first, kept).await?;
             for layer in first..n_layers {
-                self.observe(layer, &mut place, &kept, folder, &file(layer)).await?;
+                self.observe(layer, &mut place, kept, folder, &file(layer)).await?;
             }
         }
         kept.forget_all()?;

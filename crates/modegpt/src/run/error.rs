@@ -98,10 +98,10 @@ impl RunError {
     pub(super) fn end<T>(result: Result<T, Self>, folder: OutputFolder) -> Result<(T, OutputFolder), Self> {
         match result {
             Ok(value) => Ok((value, folder)),
-            Err(error) => {
-                let path = folder.path().to_owned();
-                Err(if folder.abandon() { Self::Kept { source: Box::new(error), folder: path } } else { error })
-            }
+            Err(error) => Err(match folder.abandon() {
+                Some(folder) => Self::Kept { source: Box::new(error), folder },
+                None => error,
+            }),
         }
     }
 }

@@ -17,6 +17,7 @@ const PREFIX: &str = "stream-";
 pub(super) struct FileStore {
     input: Option<Mutex<File>>,
     output: File,
+    output_path: PathBuf,
 }
 
 impl FileStore {
@@ -24,7 +25,7 @@ impl FileStore {
     pub(super) fn new(input: Option<&Path>, output: &Path) -> Result<Self, RunError> {
         let open = || -> io::Result<Self> {
             let input = input.map(File::open).transpose()?.map(Mutex::new);
-            Ok(Self { input, output: File::create(output)? })
+            Ok(Self { input, output: File::create(output)?, output_path: output.to_owned() })
         };
         open().map_err(|reason| RunError::Scratch { path: output.to_owned(), reason })
     }
@@ -44,10 +45,9 @@ impl ResidualStore for FileStore {
     }
 
     fn write(&mut self, start: usize, values: &[f32]) -> Result<(), StoreError> {
-        self.output.seek(SeekFrom::Start(4 * start as u64))?;
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.output.write_all(&bytes)?;
-        Ok(())
+        let written = self.output.seek(SeekFrom::Start(4 * start as u64)).and_then(|_| self.output.write_all(&bytes));
+        Ok(written.map_err(|reason| RunError::Scratch { path: self.output_path.clone(), reason })?)
     }
 }
 
@@ -142,10 +142,20 @@ impl Checkpointed {
 
     /// Forgets every input, also those that runs which were killed have left, whole or half written.
     pub(super) fn forget_all(&self) -> Result<(), RunError> {
+        self.remove(|_| true)
+    }
+
+    /// Forgets what is half written: nothing can be resumed from it, and the disk may be full.
+    pub(super) fn forget_half_written(&self) {
+        // A run that ends by an error tells of that one.
+        drop(self.remove(|path| path.extension().is_some_and(|ending| ending == "tmp")));
+    }
+
+    fn remove(&self, is_meant: impl Fn(&Path) -> bool) -> Result<(), RunError> {
         let remove = || -> io::Result<()> {
             for entry in fs::read_dir(&self.folder)? {
                 let entry = entry?;
-                if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                if entry.file_name().to_string_lossy().starts_with(PREFIX) && is_meant(&entry.path()) {
                     fs::remove_file(entry.path())?;
                 }
             }
