@@ -224,6 +224,10 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
     pub(crate) epsilon: Option<f64>,
 
+    /// Ridge of the refit on the compressed prefix, relative to the mean diagonal
+    #[arg(long, value_name = "R", default_value_t = 1e-3, allow_negative_numbers = true)]
+    pub(crate) prefix_ridge: f64,
+
     /// Hidden widths become multiples of this; 64, or less for small models
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(crate) round_ff: Option<usize>,
@@ -306,8 +310,13 @@ pub(crate) struct CompressArgs {
     pub(crate) calibration: CalibrationArgs,
 
     /// Statistics written by `modegpt calibrate`, instead of calibrating
-    #[arg(long, value_name = "FOLDER", conflicts_with = "calibration", help_heading = "Calibration")]
+    #[arg(long, value_name = "FOLDER", help_heading = "Calibration")]
     pub(crate) statistics: Option<PathBuf>,
+
+    /// Refit each layer once more on what the compressed layers before it really produce; in mode best if the calibration
+    /// text is given
+    #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true", help_heading = "Size")]
+    pub(crate) prefix: Option<bool>,
 
     /// A plan written by `modegpt plan`, instead of a size
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sparsity", "target_params", "target_bytes"], help_heading = "Size")]

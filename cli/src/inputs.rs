@@ -137,7 +137,7 @@ pub(crate) fn plan_request(model: &Model, args: &TargetArgs) -> Result<PlanReque
         methods: methods(args, usual.methods),
         allocation: allocation(args, usual.allocation)?,
         rounding: Some(rounding(model, args)),
-        ridges: Ridges { leverage: args.ridge, refit: args.refit_ridge, ..default },
+        ridges: Ridges { leverage: args.ridge, refit: args.refit_ridge, prefix: args.prefix_ridge, ..default },
         ..usual
     })
 }

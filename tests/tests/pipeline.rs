@@ -39,6 +39,7 @@ fn options(sparsity: f64, allocation: AllocationChoice) -> CompressionOptions {
         strict: true,
         statistics: None,
         gradients: false,
+        prefix: false,
         existing: Existing::Refuse,
     }
 }

@@ -13,7 +13,7 @@ use modegpt::run::{
 use modegpt::{Calibration, Model, Reporter};
 use serde::Serialize;
 
-use crate::args::{CalibrationArgs, CompressArgs};
+use crate::args::{CalibrationArgs, CompressArgs, ModeName};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::Bars;
@@ -64,13 +64,20 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         strict: args.strict,
         statistics: args.statistics.as_ref().map(StatisticsFolder::new),
         gradients: args.calibration.fisher.is_some(),
+        prefix: prefix(args)?,
         existing: inputs::existing(args.force, args.resume),
     };
     // Found out before any work: a sparsity that cannot be reached.
     check_target(&model, &options)?;
     let calibration = match &options.statistics {
-        Some(statistics) => statistics.calibration(model.fingerprint())?,
-        None => inputs::draw_calibration(&model, &args.calibration)?,
+        Some(statistics) if args.calibration.calibration.is_empty() => statistics.calibration(model.fingerprint())?,
+        statistics => {
+            let drawn = inputs::draw_calibration(&model, &args.calibration)?;
+            if let Some(statistics) = statistics {
+                check_samples(&drawn, &statistics.calibration(model.fingerprint())?)?;
+            }
+            drawn
+        }
     };
     let bars = Bars::default();
     let collect = match &options.plan {
@@ -82,6 +89,35 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     let result = pollster::block_on(compress(&run, &options, &args.output))?;
     let summary = summarise(&result, args, &model, &calibration, &found, run.memory_plan(), begin);
     if args.common.json { printer::json(&summary) } else { print(&summary, &result.folder) }
+}
+
+/// Whether down maps are refitted on the compressed prefix: as asked, else in mode best if there are samples for it.
+fn prefix(args: &CompressArgs) -> Result<bool, Failure> {
+    let has_text = !args.calibration.calibration.is_empty();
+    match args.prefix {
+        Some(true) if !has_text => Err(Failure::Usage(
+            "--prefix carries the samples through the compressed layers: pass --calibration FILE… too".to_owned(),
+        )),
+        Some(asked) => Ok(asked),
+        None if args.target.mode == ModeName::Paper => Ok(false),
+        None => {
+            if !has_text {
+                printer::remark("no calibration text: layers are not refitted on the compressed prefix");
+            }
+            Ok(has_text)
+        }
+    }
+}
+
+/// Refuses samples that are not those behind the statistics.
+fn check_samples(drawn: &Calibration, seen: &Calibration) -> Result<(), Failure> {
+    if drawn.token_hash == seen.token_hash {
+        return Ok(());
+    }
+    Err(Failure::request(format!(
+        "the calibration text gives other samples (token hash {}) than the statistics come from ({})",
+        drawn.token_hash, seen.token_hash
+    )))
 }
 
 fn plan_source_of_file(args: &CompressArgs) -> Result<Option<Plan>, Failure> {

@@ -134,6 +134,7 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
         strict: false,
         statistics: None,
         gradients: false,
+        prefix: true,
         existing: Existing::Refuse,
     };
     let result = pollster::block_on(compress(&run, &options, target))?;

@@ -131,7 +131,11 @@ fn load(weights: &dyn WeightProvider, layer: usize, compute: &Compute) -> Result
     Ok(Block::new(host, &config.layers[layer], config, compute))
 }
 
-fn check_finite(values: &[f32]) -> Result<(), ComputeError> {
+/// Refuses a stream that is not made of numbers.
+///
+/// # Errors
+/// [`ComputeError::NotFinite`].
+pub fn check_finite(values: &[f32]) -> Result<(), ComputeError> {
     if values.iter().all(|value| value.is_finite()) {
         return Ok(());
     }

@@ -12,7 +12,9 @@ mod accumulate;
 mod calibrate;
 mod hidden_gram;
 mod logits;
+mod prefix;
 
 pub use accumulate::Collect;
-pub use calibrate::{CalibrationError, Observing, observe_layer, pass_layer};
+pub use calibrate::{CalibrationError, Observing, check_finite, observe_layer, pass_layer};
 pub use hidden_gram::{GramPath, HiddenGram};
+pub use prefix::PrefixAccumulator;

@@ -64,6 +64,7 @@ pub use curves::{ErrorCurve, ErrorUnit, LayerCurves, WidthGrid};
 pub use error::{Error, Module};
 pub use layer::Layer;
 pub use method::per_matrix::{Factorisation, FactorisedLayer, MapReport, factorise_layer};
+pub use method::prefix::refit_down;
 pub use methods::{Methods, MlpMethod, QueryKeyMethod, ValueOutputMethod};
 pub use model_summary::{ModelSummary, Widths};
 pub use plan::{Allocation, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals};

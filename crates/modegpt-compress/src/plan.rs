@@ -102,11 +102,13 @@ pub struct Ridges {
     pub refit: f64,
     /// In the least squares that refit the gains of rotary pairs.
     pub gains: f64,
+    /// In the least squares that refit down maps on the compressed prefix.
+    pub prefix: f64,
 }
 
 impl Default for Ridges {
     fn default() -> Self {
-        Self { leverage: 1e-3, elimination: 1e-4, refit: 1e-8, gains: 1e-6 }
+        Self { leverage: 1e-3, elimination: 1e-4, refit: 1e-8, gains: 1e-6, prefix: 1e-3 }
     }
 }
 
@@ -117,6 +119,7 @@ impl Ridges {
             ("elimination", self.elimination),
             ("refit", self.refit),
             ("gains", self.gains),
+            ("prefix", self.prefix),
         ];
         for (field, ridge) in ridges {
             if !(ridge.is_finite() && ridge >= 0.0) {

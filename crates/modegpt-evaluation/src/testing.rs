@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::Device;
 use modegpt_architecture::{
-    LayerWeights, Linear, Matrix, ModelConfig, NormWeights, OuterWeights, WeightError, WeightProvider,
+    LayerWeights, Linear, Matrix, ModelConfig, NormWeights, OuterWeights, Weight, WeightError, WeightProvider,
 };
 use modegpt_model::{Block, Compute, Embedder, Head};
 use rand_chacha::ChaCha8Rng;
@@ -68,8 +68,8 @@ impl WeightProvider for TinyModel {
         &self.config
     }
 
-    fn layer(&self, index: usize) -> Result<LayerWeights, WeightError> {
-        Ok(self.layers[index].clone())
+    fn layer(&self, index: usize) -> Result<LayerWeights<Weight>, WeightError> {
+        Ok(self.layers[index].clone().into())
     }
 
     fn outer(&self) -> Result<OuterWeights, WeightError> {

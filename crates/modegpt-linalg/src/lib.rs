@@ -81,6 +81,7 @@ mod nystrom;
 mod psd;
 mod query_key;
 pub mod reference;
+mod regression;
 mod rotary;
 mod select;
 #[cfg(test)]
@@ -99,6 +100,7 @@ pub use low_rank::{TruncatedSvd, singular_values, truncated_svd};
 pub use nystrom::{Nystrom, nystrom};
 pub use psd::{Cholesky, Jitter, factorise};
 pub use query_key::{JointQueryKey, joint_query_key};
+pub use regression::{Regression, regress_towards};
 pub use rotary::{Gains, PairElimination, eliminate_pairs, refit_gains};
 pub use select::{select_by_leverage, top_k};
 pub use value_output::{ValueOutput, value_output};

@@ -44,10 +44,12 @@ mod error;
 mod file;
 mod gradients;
 mod gradients_file;
+mod prefix;
 mod statistics;
 
 pub use error::Error;
 pub use file::StatisticsHeader;
 pub use gradients::{LINEARS, Labels, LayerGradients, RowFisher};
 pub use gradients_file::GradientsHeader;
+pub use prefix::PrefixStatistics;
 pub use statistics::{InputGrams, LayerStatistics};

@@ -2,5 +2,6 @@
 
 pub(crate) mod mlp;
 pub(crate) mod per_matrix;
+pub(crate) mod prefix;
 pub(crate) mod query_key;
 pub(crate) mod value_output;

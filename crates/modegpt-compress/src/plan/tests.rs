@@ -148,7 +148,7 @@ fn a_model_with_a_factorised_map_is_refused() {
     let options = options(0.3, Allocation::Uniform {}, &config);
     let expected = "layer 1: the down map is a product of rank 6, and decompositions need it dense: \
                     compress the model that this one was made from";
-    let made = Plan::new(&config, "abc", &[0.5; 3], &options).expect_err("a product");
+    let made = Plan::new(&config, "abc", &[0.5; 3], None, &options).expect_err("a product");
     assert_eq!(made.to_string(), expected);
     assert_eq!(plan.check_model(&config, "abc").expect_err("a product").to_string(), expected);
 }

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use modegpt_architecture::WeightProvider;
-use modegpt_calibration::{Collect, GramPath, Observing, observe_layer, pass_layer};
+use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer, pass_layer};
 use modegpt_checkpoint::{Existing, Journal, OutputFolder};
-use modegpt_model::{Compute, ResidualStore, ResidualStream};
+use modegpt_model::{Compute, ComputeError, ResidualStore, ResidualStream};
 use modegpt_statistics::StatisticsHeader;
 
 use super::gradients::gradient_samples;
@@ -235,4 +235,84 @@ impl CalibrationRun<'_> {
 enum Place {
     Memory(Vec<f32>),
     Disk,
+}
+
+/// A stream that is kept on the disk between layers, to resume from, and in memory too unless memory is short.
+pub(super) struct KeptStream<'a> {
+    run: &'a CalibrationRun<'a>,
+    kept: Checkpointed,
+    place: Place,
+}
+
+impl<'a> KeptStream<'a> {
+    /// The stream at the input of `layer` as it was kept in `folder`; `None` if it is not whole.
+    pub(super) fn resume(run: &'a CalibrationRun<'a>, folder: PathBuf, layer: usize) -> Result<Option<Self>, RunError> {
+        let kept = Checkpointed::new(&folder);
+        if !kept.is_intact(layer, run.n_elements()) {
+            return Ok(None);
+        }
+        let on_disk = run.memory_plan().stream_on_disk;
+        let place = if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, run.n_elements())?) };
+        Ok(Some(Self { run, kept, place }))
+    }
+
+    /// The stream at the input of the first layer, to be kept in `folder`.
+    pub(super) async fn embed(run: &'a CalibrationRun<'a>, folder: PathBuf) -> Result<Self, RunError> {
+        std::fs::create_dir_all(&folder).map_err(|reason| RunError::Scratch { path: folder.clone(), reason })?;
+        let kept = Checkpointed::new(&folder);
+        let (ids, weights) = (&run.calibration.windows.ids, &run.model.checkpoint);
+        let place = if run.memory_plan().stream_on_disk {
+            let output = kept.path(0).with_extension("tmp");
+            let store = FileStore::new(None, &output)?;
+            run.stream(Box::new(store)).embed(weights, ids, run.compute).await?;
+            kept.seal(0, &output)?;
+            Place::Disk
+        } else {
+            let mut values = vec![0.0; run.n_elements()];
+            run.stream(Box::new(&mut values)).embed(weights, ids, run.compute).await?;
+            kept.save(0, &values)?;
+            Place::Memory(values)
+        };
+        Ok(Self { run, kept, place })
+    }
+
+    /// The input of `layer`, to be read only.
+    pub(super) fn look(&mut self, layer: usize) -> Result<ResidualStream<'_>, RunError> {
+        Ok(match &mut self.place {
+            Place::Memory(values) => self.run.stream(Box::new(values)),
+            Place::Disk => {
+                let nowhere = self.kept.path(layer).with_extension("tmp");
+                self.run.stream(Box::new(FileStore::new(Some(&self.kept.path(layer)), &nowhere)?))
+            }
+        })
+    }
+
+    /// The input of `layer`, to be replaced by its output.
+    pub(super) fn open(&mut self, layer: usize) -> Result<ResidualStream<'_>, RunError> {
+        Ok(match &mut self.place {
+            Place::Memory(values) => self.run.stream(Box::new(values)),
+            Place::Disk => {
+                let output = self.kept.path(layer + 1).with_extension("tmp");
+                self.run.stream(Box::new(FileStore::new(Some(&self.kept.path(layer)), &output)?))
+            }
+        })
+    }
+
+    /// Keeps the output of `layer` in place of its input.
+    pub(super) fn settle(&mut self, layer: usize) -> Result<(), RunError> {
+        match &self.place {
+            Place::Memory(values) => self.kept.save(layer + 1, values)?,
+            Place::Disk => self.kept.seal(layer + 1, &self.kept.path(layer + 1).with_extension("tmp"))?,
+        }
+        // The input stays until the next layer is done: a run killed now repeats this layer from it.
+        if layer > 0 {
+            self.kept.forget(layer - 1);
+        }
+        Ok(())
+    }
+}
+
+/// A fault of the device or a store at `layer`.
+pub(super) fn at_layer(layer: usize, source: ComputeError) -> RunError {
+    CalibrationError::Compute { layer, source }.into()
 }

@@ -6,12 +6,13 @@ use modegpt_architecture::{DType, LayerShape, ModelConfig};
 use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    Allocation, ErrorUnit, LayerCurves, LayerReport, Methods, Mode, ModelSize, ModelSummary, Orders, Plan, PlanOptions,
-    QueryKeyMethod, Report, Ridges, Rounding, Target, check_dense, compress_layer,
+    Allocation, CompressedLayer, ErrorUnit, LayerCurves, LayerReport, Methods, Mode, ModelSize, ModelSummary, Orders,
+    Plan, PlanOptions, QueryKeyMethod, Report, Ridges, Rounding, Target, check_dense, compress_layer,
 };
 use serde::{Deserialize, Serialize};
 
 use super::notes::{read_note, write_note};
+use super::prefix::Prefix;
 use super::survey::Known;
 use super::{CalibrationRun, GradientsFolder, RunError, StatisticsFolder, hf_folder};
 use crate::{Model, Reporter};
@@ -85,6 +86,8 @@ pub struct CompressionOptions {
     pub statistics: Option<StatisticsFolder>,
     /// Weigh errors with gradients of the loss: those beside the statistics, or those that the run computes.
     pub gradients: bool,
+    /// Refit down maps on the stream of the compressed layers before them, which takes the samples themselves.
+    pub prefix: bool,
     /// What to do about an output that is there already.
     pub existing: Existing,
 }
@@ -115,7 +118,7 @@ struct Done {
 
 const STATISTICS: &str = "statistics/";
 /// Subfolders of an unfinished run that are gone in the end.
-const WORK: [&str; 3] = ["statistics", "surveys", "layers"];
+const WORK: [&str; 4] = ["statistics", "surveys", "prefix", "layers"];
 
 /// Makes a plan for `model` from its layers' block influences and, where allocation asks for them, their error curves.
 ///
@@ -185,6 +188,7 @@ pub async fn compress(
     journal.insert("plan".to_owned(), describe_plan(&options.plan));
     journal.insert("dtype".to_owned(), dtype.torch_name().to_owned());
     journal.insert("gradients".to_owned(), options.gradients.to_string());
+    journal.insert("prefix".to_owned(), options.prefix.to_string());
     let folder = OutputFolder::begin(target, options.existing, &journal)?;
     let filled = fill(run, options, dtype, &folder).await;
     let (mut result, folder) = RunError::end(filled, folder)?;
@@ -221,7 +225,7 @@ async fn fill(
             (make_plan(model, &influences, curves, request, dtype)?, orders)
         }
     };
-    let done = apply(&known, &plan, &orders, dtype, options.strict, folder, run.reporter)?;
+    let done = apply(run, options, &known, &plan, &orders, dtype, folder).await?;
 
     let mut config = model.config().clone();
     let summary = ModelSummary::of(&config);
@@ -248,47 +252,61 @@ async fn fill(
 }
 
 /// Compresses and writes every layer that is not done yet, and what stands outside the layers.
-fn apply(
+async fn apply(
+    run: &CalibrationRun<'_>,
+    options: &CompressionOptions,
     known: &Known<'_>,
     plan: &Plan,
     orders: &[Orders],
     dtype: DType,
-    strict: bool,
     folder: &OutputFolder,
-    reporter: &dyn Reporter,
 ) -> Result<Vec<Done>, RunError> {
     let model = known.model;
     let config = model.config();
     let n_layers = config.layers.len();
-    reporter.begin("compress", n_layers as u64);
+    run.reporter.begin("compress", n_layers as u64);
     let outer = shard_name(0, n_layers);
     if !folder.has(&outer) {
         folder.write(&outer, |out| write_outer(&model.checkpoint, dtype, out))?;
     }
-    let mut done = Vec::with_capacity(n_layers);
-    for (index, layer_plan) in plan.layers.iter().enumerate() {
-        let note = format!("layers/{index:05}.json");
-        // The note is written after the shard: where it is, both are.
-        let layer = if let Some(layer) = read_note::<Done>(folder, &note) {
-            layer
-        } else {
-            let nothing = Orders::default();
-            let orders = orders.get(index).unwrap_or(&nothing);
-            let compressed = known
-                .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
-            check_fallbacks(&compressed.report, strict, reporter)?;
-            let new_weights = compressed.weights.into();
-            folder.write(&shard_name(index + 1, n_layers), |out| {
-                write_layer(config, index, &compressed.shape, &new_weights, dtype, out)
-            })?;
-            let layer = Done { shape: compressed.shape, report: compressed.report };
-            write_note(folder, &note, &layer)?;
-            layer
-        };
+    // A note is written after its shard: where it is, both are.
+    let note = |index: usize| format!("layers/{index:05}.json");
+    let mut done: Vec<Done> = (0..n_layers).map_while(|index| read_note(folder, &note(index))).collect();
+    let mut prefix = if options.prefix && done.len() < n_layers {
+        let resumed = Prefix::resume(run, folder, done.len())?;
+        if resumed.is_none() {
+            // Without the streams there is nothing to go on from.
+            done.clear();
+        }
+        Some(match resumed {
+            Some(prefix) => prefix,
+            None => Prefix::begin(run, folder).await?,
+        })
+    } else {
+        None
+    };
+    for (index, layer_plan) in plan.layers.iter().enumerate().skip(done.len()) {
+        run.reporter.advance(index as u64);
+        let nothing = Orders::default();
+        let orders = orders.get(index).unwrap_or(&nothing);
+        let compressed = known
+            .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
+        let CompressedLayer { mut weights, shape, mut report } = compressed;
+        if let Some(prefix) = &mut prefix {
+            let (refitted, attempts) = prefix.refit(index, weights, &shape, plan.ridges.prefix).await?;
+            weights = refitted;
+            report.mlp.fallbacks += attempts;
+        }
+        check_fallbacks(&report, options.strict, run.reporter)?;
+        let weights = weights.into();
+        folder
+            .write(&shard_name(index + 1, n_layers), |out| write_layer(config, index, &shape, &weights, dtype, out))?;
+        let layer = Done { shape, report };
+        write_note(folder, &note(index), &layer)?;
         done.push(layer);
-        reporter.advance(index as u64 + 1);
     }
-    reporter.end();
+    run.reporter.advance(n_layers as u64);
+    run.reporter.end();
     Ok(done)
 }
 

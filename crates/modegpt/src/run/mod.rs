@@ -15,6 +15,7 @@ mod hf_folder;
 mod memory;
 mod merge;
 mod notes;
+mod prefix;
 mod scratch;
 mod statistics_folder;
 mod survey;

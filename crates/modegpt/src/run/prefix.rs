@@ -1,0 +1,97 @@
+//! Compression behind compressed layers: each layer's down map is refitted on the stream that the compressed layers before
+//! it really produce, towards the stream of the original model.
+
+use std::path::PathBuf;
+
+use modegpt_architecture::{LayerShape, LayerWeights, ModelConfig, WeightProvider};
+use modegpt_calibration::{PrefixAccumulator, check_finite};
+use modegpt_checkpoint::OutputFolder;
+use modegpt_compress::refit_down;
+use modegpt_model::{Block, ComputeError, ResidualStream};
+
+use super::calibrate::{KeptStream, at_layer};
+use super::{CalibrationRun, RunError};
+
+/// Both streams at the input of the next layer.
+pub(super) struct Prefix<'a> {
+    run: &'a CalibrationRun<'a>,
+    original: KeptStream<'a>,
+    compressed: KeptStream<'a>,
+}
+
+impl<'a> Prefix<'a> {
+    /// The streams at the input of `layer` as an unfinished run kept them; `None` if they are not whole.
+    pub(super) fn resume(
+        run: &'a CalibrationRun<'a>,
+        folder: &OutputFolder,
+        layer: usize,
+    ) -> Result<Option<Self>, RunError> {
+        let [original, compressed] = places(folder);
+        let original = KeptStream::resume(run, original, layer)?;
+        let compressed = KeptStream::resume(run, compressed, layer)?;
+        Ok(original.zip(compressed).map(|(original, compressed)| Self { run, original, compressed }))
+    }
+
+    /// The streams at the input of the first layer.
+    pub(super) async fn begin(run: &'a CalibrationRun<'a>, folder: &OutputFolder) -> Result<Self, RunError> {
+        let [original, compressed] = places(folder);
+        Ok(Self {
+            run,
+            original: KeptStream::embed(run, original).await?,
+            compressed: KeptStream::embed(run, compressed).await?,
+        })
+    }
+
+    /// Refits the down map of a compressed layer and carries both streams through it. Also tells how often a
+    /// factorisation was repeated.
+    pub(super) async fn refit(
+        &mut self,
+        layer: usize,
+        weights: LayerWeights,
+        shape: &LayerShape,
+        ridge: f64,
+    ) -> Result<(LayerWeights, u32), RunError> {
+        let run = self.run;
+        let config = run.model.config();
+        let at = |source| at_layer(layer, source);
+        let host = run.model.checkpoint.layer(layer)?;
+        carry(run, &Block::new(host, &config.layers[layer], config, run.compute), self.original.open(layer)?)
+            .await
+            .map_err(at)?;
+        self.original.settle(layer)?;
+
+        let small = ModelConfig { layers: vec![shape.clone()], ..config.clone() };
+        let block = |weights: &LayerWeights| Block::new(weights.clone(), shape, &small, run.compute);
+        let mut sums = PrefixAccumulator::new(&weights, run.gram_path);
+        {
+            let block = block(&weights);
+            let targets = self.original.look(layer + 1)?;
+            let inputs = self.compressed.look(layer)?;
+            for samples in inputs.batches() {
+                let input = run.compute.tensor(inputs.load(&samples).map_err(at)?, inputs.shape(&samples));
+                let target = targets.load(&samples).map_err(at)?;
+                sums.add(&block, input, &target, run.compute).await.map_err(at)?;
+            }
+        }
+        let (refitted, attempts) = refit_down(layer, &weights, &sums.finish(), ridge)?;
+        carry(run, &block(&refitted), self.compressed.open(layer)?).await.map_err(at)?;
+        self.compressed.settle(layer)?;
+        run.compute.release();
+        Ok((refitted, attempts))
+    }
+}
+
+/// Carries all samples of a stream through a block.
+async fn carry(run: &CalibrationRun<'_>, block: &Block, mut stream: ResidualStream<'_>) -> Result<(), ComputeError> {
+    for samples in stream.batches() {
+        let x = run.compute.tensor(stream.load(&samples)?, stream.shape(&samples));
+        let after = run.compute.read(block.forward(x)).await?;
+        check_finite(&after)?;
+        stream.store(&samples, &after)?;
+    }
+    Ok(())
+}
+
+fn places(folder: &OutputFolder) -> [PathBuf; 2] {
+    ["original", "compressed"].map(|name| folder.path().join("prefix").join(name))
+}
