@@ -7,7 +7,7 @@ use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
     Allocation, CompressedLayer, ErrorUnit, LayerCurves, LayerReport, Methods, Mode, ModelSize, ModelSummary, Orders,
-    Plan, PlanOptions, QueryKeyMethod, Report, Ridges, Rounding, Target, check_dense, compress_layer,
+    Plan, PlanOptions, QueryKeyMethod, Report, Ridges, Rounding, Target, WidthGrid, check_dense, compress_layer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -86,8 +86,6 @@ pub struct CompressionOptions {
     pub statistics: Option<StatisticsFolder>,
     /// Weigh errors with gradients of the loss: those beside the statistics, or those that the run computes.
     pub gradients: bool,
-    /// Refit down maps on the stream of the compressed layers before them, which takes the samples themselves.
-    pub prefix: bool,
     /// What to do about an output that is there already.
     pub existing: Existing,
 }
@@ -153,12 +151,14 @@ pub fn make_plan(
 /// # Errors
 /// [`RunError::Compress`].
 pub fn check_request(model: &Model, request: &PlanRequest, dtype: DType) -> Result<(), RunError> {
-    let equal = vec![0.5; model.config().layers.len()];
-    let allocation = match request.allocation {
-        AllocationChoice::ErrorCurves => AllocationChoice::Uniform,
-        other => other,
-    };
-    make_plan(model, &equal, None, &PlanRequest { allocation, ..*request }, dtype).map(|_| ())
+    let config = model.config();
+    let equal = vec![0.5; config.layers.len()];
+    let rounding = request.rounding.unwrap_or_else(|| Rounding::default_for(config));
+    let free =
+        |shape: &LayerShape| WidthGrid::new(shape.into(), config.is_rotary(), rounding, Allocation::DEFAULT_CAP).free();
+    let curves =
+        (request.allocation == AllocationChoice::ErrorCurves).then(|| config.layers.iter().map(free).collect());
+    make_plan(model, &equal, curves, request, dtype).map(|_| ())
 }
 
 fn model_size(model: &Model, dtype: DType) -> ModelSize {
@@ -188,7 +188,7 @@ pub async fn compress(
     journal.insert("plan".to_owned(), describe_plan(&options.plan));
     journal.insert("dtype".to_owned(), dtype.torch_name().to_owned());
     journal.insert("gradients".to_owned(), options.gradients.to_string());
-    journal.insert("prefix".to_owned(), options.prefix.to_string());
+    journal.insert("prefix".to_owned(), run.prefix.to_string());
     let folder = OutputFolder::begin(target, options.existing, &journal)?;
     let filled = fill(run, options, dtype, &folder).await;
     let (mut result, folder) = RunError::end(filled, folder)?;
@@ -272,7 +272,7 @@ async fn apply(
     // A note is written after its shard: where it is, both are.
     let note = |index: usize| format!("layers/{index:05}.json");
     let mut done: Vec<Done> = (0..n_layers).map_while(|index| read_note(folder, &note(index))).collect();
-    let mut prefix = if options.prefix && done.len() < n_layers {
+    let mut prefix = if run.prefix && done.len() < n_layers {
         let resumed = Prefix::resume(run, folder, done.len())?;
         if resumed.is_none() {
             // Without the streams there is nothing to go on from.
