@@ -10,8 +10,8 @@ use modegpt_compress::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{CalibrationRun, RunError, StatisticsFolder, hf_folder};
-use crate::{Model, Reporter};
+use super::{CalibrationRun, RunError, StatisticsFolder};
+use crate::{Model, Reporter, hf_folder};
 
 /// How sparsity is to be spread over layers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -178,7 +178,9 @@ async fn fill(
         params,
         bytes,
     };
-    finished.write(folder)?;
+    for (name, bytes) in finished.files()? {
+        folder.write(name, |out| Ok(out.write_all(&bytes)?))?;
+    }
     for name in ["statistics", "layers"] {
         folder.remove(name)?;
     }

@@ -4,10 +4,8 @@
 //! continues at the layer it was in, and the files it leaves are the same to the byte.
 
 mod calibrate;
-mod card;
 mod compress;
 mod error;
-mod hf_folder;
 mod memory;
 mod merge;
 mod scratch;
