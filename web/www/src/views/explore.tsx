@@ -258,7 +258,8 @@ function Seen({ matrix, seen, spectrum, head, onHead }: SeenProps) {
 function Hidden({ seen, matrix }: { seen: ActivationSpectra; matrix: string }) {
   const { hidden, leverage, down_errors: errors } = seen
   const dead = seen.hidden_energy.filter((energy) => energy === 0).length
-  const sorted = [...leverage].sort((a, b) => b - a)
+  // Nearly all scores of a real layer are close to 1; what tells units apart is how far they stay below.
+  const replaceable = leverage.map((score) => Math.max(0, 1 - score)).sort((a, b) => a - b)
   return (
     <>
       {matrix === 'down' && (
@@ -287,14 +288,14 @@ function Hidden({ seen, matrix }: { seen: ActivationSpectra; matrix: string }) {
         xLabel="direction"
         yLabel="energy"
       />
-      <h3>How hard each unit is to replace</h3>
+      <h3>How replaceable each hidden unit is</h3>
       <Chart
-        label="Ridge leverage scores of the hidden units, descending"
-        series={[{ name: 'leverage', values: sorted, tone: 'data', shape: 'bars' }]}
+        label="One minus the ridge leverage score of the hidden units, ascending"
+        series={[{ name: '1 − leverage', values: replaceable, tone: 'data', shape: 'bars' }]}
+        logarithmic
         height={170}
-        range={[0, 1]}
-        xLabel="hidden unit, by score"
-        yLabel="leverage"
+        xLabel="hidden unit, the hardest to replace first"
+        yLabel="1 − leverage"
       />
       <p class="caption">
         {leverage.length} units, of which {dead} never fired; block influence {seen.block_influence.toFixed(3)}
