@@ -327,8 +327,8 @@ pub(crate) struct CompressArgs {
     #[arg(long, value_name = "FOLDER", help_heading = "Calibration")]
     pub(crate) statistics: Option<PathBuf>,
 
-    /// Refit each layer once more on what the compressed layers before it really produce; in mode best if the calibration
-    /// text is given
+    /// Refit down maps once more on what the compressed layers before really produce; in mode best where the calibration
+    /// text is given and has 64 tokens or more for each hidden unit
     #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true", help_heading = "Size")]
     pub(crate) prefix: Option<bool>,
 

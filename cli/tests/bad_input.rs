@@ -218,8 +218,8 @@ fn sizes_that_cannot_be_reached() {
         ("--target-bytes 1KB", "bytes 1000 cannot be reached"),
         ("--target-bytes 2GiB", "bytes 2147483648 cannot be reached"),
         ("--target-params 1K", "parameters 1000 cannot be reached"),
-        ("--sparsity 0.3 --epsilon 0", "epsilon: expected a positive number, found 0"),
-        ("--sparsity 0.3 --epsilon nan", "epsilon: expected a positive number, found NaN"),
+        ("--sparsity 0.3 --mode paper --epsilon 0", "epsilon: expected a positive number, found 0"),
+        ("--sparsity 0.3 --mode paper --epsilon nan", "epsilon: expected a positive number, found NaN"),
         ("--sparsity 0.3 --ridge -1", "`ridges.leverage`: expected a finite number of at least 0, found -1"),
         ("--sparsity 0.3 --refit-ridge nan", "`ridges.refit`: expected a finite number of at least 0, found NaN"),
     ] {

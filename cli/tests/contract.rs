@@ -59,7 +59,7 @@ fn compress_tells_what_it_did() {
         assert_names(&summary, COMPRESS_NAMES);
         assert_positive(&summary, "planned_host_bytes peak_host_bytes secs");
         assert_eq!(summary["output"], out.as_str());
-        assert_eq!(summary["mode"], "paper");
+        assert_eq!(summary["mode"], "best");
         assert_eq!(summary["dtype"], dtype);
         assert!(summary["device"].as_str().expect("a device").starts_with("cpu ("), "{}", summary["device"]);
         assert!(summary["special_tokens"].as_str().expect("a text").contains(special_tokens), "{model}");
@@ -305,7 +305,7 @@ fn wrong_use_ends_with_two() {
         (format!("compress opt --sparsity 0.3 {SAMPLES} -o out --force --resume"), "'--force' cannot be used with"),
         (format!("compress opt --sparsity 0.3 --target-params 1M {SAMPLES} -o out"), "cannot be used with"),
         (format!("compress opt --sparsity 0.3 --plan p {SAMPLES} -o out"), "cannot be used with"),
-        (format!("compress opt --sparsity 0.3 {SAMPLES} --statistics s -o out"), "cannot be used with"),
+        ("compress opt --sparsity 0.3 --statistics s --prefix --device cpu -o out".to_owned(), "--calibration"),
         (format!("compress opt --sparsity many {SAMPLES} -o out"), "invalid value 'many'"),
         (format!("compress opt --target-bytes 4GiBB {SAMPLES} -o out"), "expected a number of bytes such as 8GiB"),
         (format!("compress opt --target-params x {SAMPLES} -o out"), "expected a number such as 100M"),

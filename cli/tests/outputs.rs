@@ -204,7 +204,7 @@ fn a_disk_that_is_full_is_named_and_nothing_is_lost() {
         (&on_disk, 200, "stream-00000.tmp", false),
         (&opt, 500, "statistics/layer-00000.safetensors", true),
         (
-            "compress opt --sparsity 0.3 --statistics of-opt --device cpu",
+            "compress opt --sparsity 0.3 --mode paper --statistics of-opt --device cpu",
             200,
             "model-00001-of-00005.safetensors",
             false,

@@ -46,6 +46,7 @@ fn compress_to_folder(model: &Model, calibration: &Calibration, request: PlanReq
         gram_path: GramPath::Host,
         collect: request.collect(),
         gradient_tokens: None,
+        prefix: false,
         batch_tokens: 1024,
         n_shards: 1,
         max_host_bytes: None,
@@ -57,7 +58,6 @@ fn compress_to_folder(model: &Model, calibration: &Calibration, request: PlanReq
         strict: false,
         statistics: None,
         gradients: false,
-        prefix: false,
         existing: Existing::Refuse,
     };
     pollster::block_on(modegpt::run::compress(&run, &options, target)).expect("compresses");

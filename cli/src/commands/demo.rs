@@ -13,7 +13,7 @@ use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model};
 use serde::Serialize;
 
 use crate::args::{DemoArgs, DemoModel};
-use crate::commands::compress::{announce, layer_table};
+use crate::commands::compress::{announce, layer_table, pays};
 use crate::commands::{eval, generate};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
@@ -122,6 +122,7 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
         gram_path: found.gram_path,
         collect: request.collect(),
         gradient_tokens: None,
+        prefix: pays(model, &calibration),
         batch_tokens: args.common.batch_tokens,
         n_shards: 1,
         max_host_bytes: None,
@@ -134,7 +135,6 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
         strict: false,
         statistics: None,
         gradients: false,
-        prefix: true,
         existing: Existing::Refuse,
     };
     let result = pollster::block_on(compress(&run, &options, target))?;

@@ -72,6 +72,15 @@ impl WidthGrid {
     }
 }
 
+impl WidthGrid {
+    /// Curves on this grid that are zero everywhere: enough to find out which sizes can be reached.
+    pub fn free(&self) -> LayerCurves {
+        let curve = |widths: &[usize]| ErrorCurve { widths: widths.to_vec(), errors: vec![0.0; widths.len()] };
+        let unit = ErrorUnit::ResidualEnergy;
+        LayerCurves { unit, d_ff: curve(&self.d_ff), d_qk: curve(&self.d_qk), d_v: curve(&self.d_v) }
+    }
+}
+
 impl ErrorCurve {
     /// # Errors
     /// [`Error::PlanField`] for a curve that no decomposition makes.

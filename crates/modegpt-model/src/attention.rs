@@ -100,11 +100,12 @@ impl Attention {
         let [batch, n_heads, n_queries, _] = query.dims();
         let n_keys = key.dims()[2];
         let options = AttentionModuleOptions { scale: Some(self.scale), softcap: None, is_causal: true };
+        let group = self.n_heads / self.n_kv_heads;
+        // The host's kernel shares kv heads by itself, but its derivative does not.
+        let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
         if compute.is_host && n_queries > 1 {
             return attend_in_blocks(&query, &key, &value, options);
         }
-        let group = self.n_heads / self.n_kv_heads;
-        let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
         if n_queries == 1 {
             let scores = query.matmul(key.swap_dims(2, 3)) * self.scale;
             return softmax(scores, 3).matmul(value);
@@ -122,7 +123,7 @@ impl Attention {
 }
 
 /// Causal attention on the host, some queries at a time, each block with the keys up to its last query only: the kernel
-/// computes whatever it is given, also what causality hides. It shares kv heads among query heads by itself.
+/// computes whatever it is given, also what causality hides.
 fn attend_in_blocks(
     query: &Tensor<4>,
     key: &Tensor<4>,

@@ -42,7 +42,12 @@ fn text_gives_the_same_plan_back() {
 fn text_looks_as_documented() {
     let (_, plan) = tiny_plan();
     let text = plan.to_json();
-    assert!(text.starts_with("{\n  \"version\": 2,\n  \"mode\": \"paper\",\n  \"methods\": {: 0.3,\n"), "{text}");
+    assert!(
+        text.starts_with(
+            "{\n  \"version\": 2,\n  \"mode\": \"paper\",\n  \"methods\": {\n    \"mlp\": \"leverage\",\n"
+        ),
+        "{text}"
+    );
     assert!(text.contains("\"method\": \"block-influence\",\n    \"epsilon\": "), "{text}");
     assert!(text.contains("\"index\": 2,\n      \"block_influence\": 0.3333333333333333,\n"), "{text}");
 }
@@ -72,7 +77,7 @@ fn unusable_fields_are_named() {
         let message = edited(&plan, path, value).expect_err(path).to_string();
         assert!(message.starts_with(expected), "{message} does not start with {expected}");
     };
-    check("/version", json!(2), "plan has format version 2, expected 1");
+    check("/version", json!(3), "plan has format version 3, expected 2");
     check("/target", json!(1.0), "plan, field `target`");
     check("/allocation/epsilon", json!(0.0), "plan, field `allocation.epsilon`");
     check("/allocation/cap", json!(1.5), "plan, field `allocation.cap`");

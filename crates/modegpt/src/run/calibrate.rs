@@ -29,6 +29,8 @@ pub struct CalibrationRun<'a> {
     pub collect: Collect,
     /// Compute gradients of the loss over about so many of the calibration tokens.
     pub gradient_tokens: Option<usize>,
+    /// Compression refits down maps on the stream of the compressed layers before them, for which it needs the samples.
+    pub prefix: bool,
     /// Tokens computed at once.
     pub batch_tokens: usize,
     /// Sums are formed over so many consecutive parts of the samples, then added in order.
@@ -54,7 +56,14 @@ pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existi
 impl CalibrationRun<'_> {
     /// What memory this run will take.
     pub fn memory_plan(&self) -> MemoryPlan {
-        MemoryPlan::new(self.model.config(), self.workload(), self.max_host_bytes)
+        let plan = MemoryPlan::new(self.model.config(), self.workload(), self.prefix, self.max_host_bytes);
+        match self.gradient_tokens {
+            Some(n_tokens) if !self.calibration.windows.ids.is_empty() => {
+                let samples = gradient_samples(self.calibration, n_tokens);
+                plan.before_or_after(self.gradients(&samples).memory_plan())
+            }
+            _ => plan,
+        }
     }
 
     /// Refuses what cannot be done, before anything is written.

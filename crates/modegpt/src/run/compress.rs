@@ -37,8 +37,6 @@ pub struct CompressionOptions {
     pub statistics: Option<StatisticsFolder>,
     /// Weigh errors with gradients of the loss: those beside the statistics, or those that the run computes.
     pub gradients: bool,
-    /// Refit down maps on the stream of the compressed layers before them, which takes the samples themselves.
-    pub prefix: bool,
     /// What to do about an output that is there already.
     pub existing: Existing,
 }
@@ -90,12 +88,11 @@ pub fn make_plan(
 /// # Errors
 /// [`RunError::Compress`].
 pub fn check_request(model: &Model, request: &PlanRequest, dtype: DType) -> Result<(), RunError> {
-    let equal = vec![0.5; model.config().layers.len()];
-    let allocation = match request.allocation {
-        AllocationChoice::ErrorCurves => AllocationChoice::Uniform,
-        other => other,
-    };
-    make_plan(model, &equal, None, &PlanRequest { allocation, ..*request }, dtype).map(|_| ())
+    let config = model.config();
+    let equal = vec![0.5; config.layers.len()];
+    let curves = (request.allocation == AllocationChoice::ErrorCurves)
+        .then(|| (0..config.layers.len()).map(|layer| request.width_grid(config, layer).free()).collect());
+    make_plan(model, &equal, curves, request, dtype).map(|_| ())
 }
 
 /// Compresses a model into the folder `target`.
@@ -118,7 +115,7 @@ pub async fn compress(
     journal.insert("plan".to_owned(), describe_plan(&options.plan));
     journal.insert("dtype".to_owned(), dtype.torch_name().to_owned());
     journal.insert("gradients".to_owned(), options.gradients.to_string());
-    journal.insert("prefix".to_owned(), options.prefix.to_string());
+    journal.insert("prefix".to_owned(), run.prefix.to_string());
     let folder = OutputFolder::begin(target, options.existing, &journal)?;
     let filled = fill(run, options, dtype, &folder).await;
     let (mut result, folder) = RunError::end(filled, folder)?;
@@ -204,7 +201,7 @@ async fn apply(
     // A note is written after its shard: where it is, both are.
     let note = |index: usize| format!("layers/{index:05}.json");
     let mut done: Vec<Done> = (0..n_layers).map_while(|index| read_note(folder, &note(index))).collect();
-    let mut prefix = if options.prefix && done.len() < n_layers {
+    let mut prefix = if run.prefix && done.len() < n_layers {
         let resumed = Prefix::resume(run, folder, done.len())?;
         if resumed.is_none() {
             // Without the streams there is nothing to go on from.

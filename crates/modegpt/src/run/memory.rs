@@ -33,7 +33,7 @@ pub(crate) struct Workload {
 impl MemoryPlan {
     /// The plan for compressing `config` with the given calibration set, keeping the stream on the disk if the host would
     /// otherwise need more than `max_host_bytes`.
-    pub(crate) fn new(config: &ModelConfig, work: Workload, max_host_bytes: Option<u64>) -> Self {
+    pub(crate) fn new(config: &ModelConfig, work: Workload, prefix: bool, max_host_bytes: Option<u64>) -> Self {
         let stream_bytes = 4 * (work.n_samples * work.seq_len * config.d_model) as u64;
         let ids = 4 * (work.n_samples * work.seq_len) as u64;
         let largest = |cost: fn(&ModelConfig, &LayerShape) -> u64| {
@@ -44,19 +44,34 @@ impl MemoryPlan {
         let observe = weights + activations + largest(accumulator_bytes) + 2 * largest(statistics_bytes);
         // The layer before and after, its statistics as read and as numbers, and the factorisation.
         let decompose = 3 * weights + 2 * largest(statistics_bytes) + largest(factorisation_bytes);
+        // The refit on the compressed prefix holds two streams and observes, while nothing is factorised.
+        let (refit, n_streams) = if prefix { (observe + weights, 2) } else { (0, 0) };
         let device_bytes = weights + activations;
         let host_work = if work.is_host { observe } else { observe - activations / 2 };
-        let without_stream = PROGRAM_BYTES + ids + host_work.max(decompose);
-        // In memory the stream is gone when decomposition begins.
-        let with_stream = PROGRAM_BYTES + ids + (host_work + stream_bytes).max(decompose);
+        let without_stream = PROGRAM_BYTES + ids + host_work.max(decompose).max(refit);
+        // In memory the stream is gone when decomposition begins, unless it is needed for the refit.
+        let then = decompose.max(refit) + n_streams * stream_bytes;
+        let with_stream = PROGRAM_BYTES + ids + (host_work + stream_bytes).max(then);
         let stream_on_disk = max_host_bytes.is_some_and(|most| with_stream > most);
         let n_layers = config.layers.len() as u64;
         Self {
             host_bytes: if stream_on_disk { without_stream } else { with_stream },
             device_bytes,
-            scratch_bytes: n_layers * largest(statistics_bytes) + 2 * stream_bytes,
+            scratch_bytes: n_layers * largest(statistics_bytes) + (2 + 2 * n_streams) * stream_bytes,
             stream_bytes,
             stream_on_disk,
+        }
+    }
+}
+
+impl MemoryPlan {
+    /// The plan of two runs of which one begins when the other is done.
+    pub(crate) fn before_or_after(self, other: Self) -> Self {
+        Self {
+            host_bytes: self.host_bytes.max(other.host_bytes),
+            device_bytes: self.device_bytes.max(other.device_bytes),
+            scratch_bytes: self.scratch_bytes.max(other.scratch_bytes),
+            ..self
         }
     }
 }
