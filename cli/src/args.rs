@@ -49,11 +49,25 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Measure how fast each part runs, as a share of what a plain matrix product reaches
     Bench(BenchArgs),
+    /// Open the studio: lessons, spectra and compression in the browser
+    Studio(StudioArgs),
     /// Print a script that completes commands in a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `modegpt studio`
+#[derive(Debug, Args)]
+pub(crate) struct StudioArgs {
+    /// Port on this machine; 0 for any that is free
+    #[arg(long, value_name = "N", default_value_t = 7411)]
+    pub(crate) port: u16,
+
+    /// A built page, such as web/dist, instead of the one in the program
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    pub(crate) page: Option<PathBuf>,
 }
 
 /// A model: a folder or a hub id.

@@ -42,6 +42,7 @@ fn run(command: Command) -> Result<(), failure::Failure> {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Doctor(args) => commands::doctor::run(&args),
         Command::Bench(args) => commands::bench::run(&args),
+        Command::Studio(args) => commands::studio::run(&args),
         Command::Completions { shell } => commands::completions::run(shell),
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use modegpt::Model;
-use modegpt::evaluation::{Sampler, SamplerOptions, Stop, generate};
-use modegpt::model_runtime::{Compute, Decoder};
+use modegpt::evaluation::{Sampler, SamplerOptions, Stop};
+use modegpt::model_runtime::Compute;
+use modegpt::{Model, WriteError};
 use serde_json::json;
 
 use crate::args::GenerateArgs;
@@ -27,8 +27,6 @@ pub(crate) fn run(args: &GenerateArgs) -> Result<(), Failure> {
     let model = inputs::open_model(&args.model.model)?;
     let options =
         SamplerOptions { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
-    // Found out before anything is printed: options that cannot be.
-    Sampler::new(options)?;
     // Refused before anything is printed.
     Sampler::new(options)?;
     let stream = !args.common.json;
@@ -61,41 +59,25 @@ pub(crate) fn write(
     compute: &Compute,
     show: &mut dyn FnMut(&str) -> Result<(), Failure>,
 ) -> Result<Written, Failure> {
-    let mut ids = model.tokenizer.prefix_ids().to_vec();
-    ids.extend(model.tokenizer.encode(prompt)?);
-    if ids.is_empty() {
-        ids.extend(model.config().special_tokens.bos);
-    }
-    if ids.is_empty() {
-        return Err(Failure::Usage("this model needs a --prompt: it has no token to begin a text with".to_owned()));
-    }
-    let room = model.config().max_positions.saturating_sub(ids.len());
-    let max_new_tokens = max_new_tokens.min(room);
-    let mut decoder = Decoder::new(&model.checkpoint, ids.len() + max_new_tokens, compute)?;
-    let mut sampler = Sampler::new(options)?;
-    let mut stream = model.tokenizer.decode_stream();
-    let mut written = Written { text: String::new(), ids: Vec::new(), stop: Stop::Length, tokens_per_sec: 0.0 };
     let mut failure = None;
     let mut first: Option<Instant> = None;
-    let stops = model.stop_tokens();
-    written.stop = pollster::block_on(generate(&mut decoder, &ids, max_new_tokens, &stops, &mut sampler, |id| {
+    let written = pollster::block_on(modegpt::write(model, prompt, max_new_tokens, options, compute, |piece| {
         first.get_or_insert_with(Instant::now);
-        written.ids.push(id);
-        let shown = stream.push(id).map_err(Failure::from).and_then(|piece| {
-            written.text.push_str(&piece);
-            show(&piece)
-        });
-        failure = shown.err();
+        failure = show(piece).err();
         failure.is_none()
-    }))?;
+    }));
     if let Some(failure) = failure {
         return Err(failure);
     }
-    let rest = stream.finish()?;
-    written.text.push_str(&rest);
-    show(&rest)?;
-    if let Some(first) = first {
-        written.tokens_per_sec = (written.ids.len().saturating_sub(1)) as f64 / first.elapsed().as_secs_f64();
-    }
-    Ok(written)
+    let modegpt::Written { text, ids, stop } = written.map_err(|error| match error {
+        WriteError::NoPrompt => {
+            Failure::Usage("this model needs a --prompt: it has no token to begin a text with".to_owned())
+        }
+        WriteError::Sampler(error) => error.into(),
+        WriteError::Text(error) => error.into(),
+        WriteError::Compute(error) => error.into(),
+    })?;
+    let secs = first.map_or(f64::INFINITY, |first| first.elapsed().as_secs_f64());
+    let tokens_per_sec = ids.len().saturating_sub(1) as f64 / secs;
+    Ok(Written { text, ids, stop, tokens_per_sec })
 }

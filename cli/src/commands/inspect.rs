@@ -1,7 +1,5 @@
 //! `modegpt inspect`
 
-mod spectra;
-
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
@@ -9,14 +7,13 @@ use modegpt::architecture::{
     Activation, DType, FactorRanks, Family, LayerShape, MapName, MlpKind, ModelConfig, Norm, Positions, WeightProvider,
 };
 use modegpt::checkpoint::{Checkpoint, outer_tensors};
-use modegpt::{Model, Reporter};
+use modegpt::{Model, Reporter, Spectrum, weight_spectra};
 use serde::Serialize;
 
 use crate::args::InspectArgs;
 use crate::failure::Failure;
 use crate::progress::Bars;
 use crate::{inputs, printer};
-use spectra::Spectrum;
 
 /// What `--json` prints; scripts rely on these names.
 #[derive(Debug, Serialize)]
@@ -220,11 +217,24 @@ fn add_spectra(layers: &mut [Layer], checkpoint: &Checkpoint) -> Result<(), Fail
     for layer in layers {
         let failed = |e: &dyn std::fmt::Display| Failure::request(format!("layer {}: {e}", layer.index));
         let weights = checkpoint.layer(layer.index).map_err(|e| failed(&e))?;
-        layer.spectra = spectra::of_layer(checkpoint.config(), &weights).map_err(|e| failed(&e))?;
+        let spectra = weight_spectra(checkpoint.config(), &weights).map_err(|e| failed(&e))?;
+        layer.spectra = spectra.into_iter().map(six_digits).collect();
         bars.advance(layer.index as u64 + 1);
     }
     bars.end();
     Ok(())
+}
+
+/// Every value to six significant digits: more are noise in weights stored in single precision.
+fn six_digits(spectrum: Spectrum) -> Spectrum {
+    let round = |value: f64| format!("{value:.5e}").parse().unwrap_or(value);
+    Spectrum {
+        largest: round(spectrum.largest),
+        stable_rank: round(spectrum.stable_rank),
+        effective_rank: round(spectrum.effective_rank),
+        singular_values: spectrum.singular_values.into_iter().map(round).collect(),
+        ..spectrum
+    }
 }
 
 fn print(summary: &Summary, is_rotary: bool) -> Result<(), Failure> {

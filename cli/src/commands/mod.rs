@@ -11,4 +11,5 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod plan;
 pub(crate) mod speed;
+pub(crate) mod studio;
 pub(crate) mod tasks;

@@ -214,9 +214,13 @@ fn rotate(vector: &mut [f32], frequencies: &[f64], position: usize) {
 
 fn softmax(logits: &mut [f32]) {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exp());
+    for logit in logits.iter_mut() {
+        *logit = (*logit - largest).exp();
+    }
     let sum: f32 = logits.iter().sum();
-    logits.iter_mut().for_each(|weight| *weight /= sum);
+    for weight in logits {
+        *weight /= sum;
+    }
 }
 
 /// The transpose of columns `start..start + width` of rows: `[width, rows]`.

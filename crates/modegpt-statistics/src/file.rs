@@ -160,7 +160,7 @@ impl LayerStatistics {
             match (name, grams) {
                 (_, []) => {}
                 ("mlp" | "attention_input" | "output_input" | "mlp_input", [gram]) => {
-                    tensors.push((name, Rows::vector(gram.packed_lower())))
+                    tensors.push((name, Rows::vector(gram.packed_lower())));
                 }
                 (_, grams) => tensors.push((name, Rows::matrix(grams.iter().map(Gram::packed_lower).collect()))),
             }

@@ -6,24 +6,35 @@
 //!
 //! Each stage is a crate of its own; here they are put together for programs. [`Model`] opens a checkpoint with its
 //! tokenizer; [`calibrate`](run::calibrate) and [`compress`](run::compress) stream a model of any size through memory and
-//! write a folder that appears whole or not at all; [`evaluate`] and the generator in [`evaluation`] work on any model,
+//! write a folder that appears whole or not at all; [`in_memory`] does the same without a file system, for models that
+//! fit; [`evaluate`] and [`write`] work on any model,
 //! dense or compressed.
 //!
 //! Libraries never print: progress and remarks go to a [`Reporter`].
 
+mod activations;
 mod evaluate;
+mod hf_folder;
+pub mod in_memory;
 mod model;
 mod multiple_choice;
+mod plan_request;
 mod reporter;
 #[cfg(not(target_family = "wasm"))]
 pub mod run;
+mod spectra;
 mod text;
+mod write;
 
+pub use activations::{ActivationSpectra, DownErrors, activation_spectra};
 pub use evaluate::{Comparison, Evaluation, EvaluationError, EvaluationOptions, evaluate, evaluate_against};
 pub use model::{Model, ModelError};
 pub use multiple_choice::{Answer, EncodedTask, TaskProtocol, TaskScore, answer_task};
+pub use plan_request::{AllocationChoice, PlanRequest};
 pub use reporter::{Reporter, Silent};
+pub use spectra::{Spectrum, weight_spectra};
 pub use text::{Calibration, CalibrationOptions, CorpusOptions, read_corpus};
+pub use write::{WriteError, Written, write};
 
 pub use modegpt_architecture as architecture;
 pub use modegpt_calibration as calibration;

@@ -158,7 +158,9 @@ fn refits_bias(layer: &Layer<'_>, methods: Methods) -> bool {
 fn outlive(n: usize, order: &[usize], k: usize) -> Vec<usize> {
     let gone = &order[..n - k];
     let mut is_kept = vec![true; n];
-    gone.iter().for_each(|&unit| is_kept[unit] = false);
+    for &unit in gone {
+        is_kept[unit] = false;
+    }
     (0..n).filter(|&unit| is_kept[unit]).collect()
 }
 

@@ -59,6 +59,9 @@ pub(crate) fn compress(
     }
 }
 
+/// For each kv head the order in which its rotary pairs go.
+type PairOrders = Vec<Vec<usize>>;
+
 /// What query and key would lose at each of `widths`, and with rotary positions the order in which pairs go.
 ///
 /// # Errors
@@ -68,7 +71,7 @@ pub(crate) fn curve(
     widths: &[usize],
     methods: Methods,
     ridges: Ridges,
-) -> Result<(ErrorCurve, Option<Vec<Vec<usize>>>), Error> {
+) -> Result<(ErrorCurve, Option<PairOrders>), Error> {
     let (errors, orders) = match (methods.query_key, layer.config.is_rotary()) {
         (QueryKeyMethod::Cr, true) => (rotary::errors_of_cr(layer, widths)?, None),
         (QueryKeyMethod::Cr, false) => (joint::errors_of_cr(layer, widths)?, None),

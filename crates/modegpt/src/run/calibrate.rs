@@ -255,8 +255,8 @@ pub(super) struct KeptStream<'a> {
 
 impl<'a> KeptStream<'a> {
     /// The stream at the input of `layer` as it was kept in `folder`; `None` if it is not whole.
-    pub(super) fn resume(run: &'a CalibrationRun<'a>, folder: PathBuf, layer: usize) -> Result<Option<Self>, RunError> {
-        let kept = Checkpointed::new(&folder);
+    pub(super) fn resume(run: &'a CalibrationRun<'a>, folder: &Path, layer: usize) -> Result<Option<Self>, RunError> {
+        let kept = Checkpointed::new(folder);
         if !kept.is_intact(layer, run.n_elements()) {
             return Ok(None);
         }

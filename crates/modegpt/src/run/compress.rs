@@ -3,66 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use modegpt_architecture::{DType, LayerShape, ModelConfig};
-use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    Allocation, CompressedLayer, ErrorUnit, LayerCurves, LayerReport, Methods, Mode, ModelSize, ModelSummary, Orders,
-    Plan, PlanOptions, QueryKeyMethod, Report, Ridges, Rounding, Target, WidthGrid, check_dense, compress_layer,
+    CompressedLayer, LayerCurves, LayerReport, ModelSummary, Orders, Plan, Report, check_dense, compress_layer,
 };
 use serde::{Deserialize, Serialize};
 
 use super::notes::{read_note, write_note};
 use super::prefix::Prefix;
 use super::survey::Known;
-use super::{CalibrationRun, GradientsFolder, RunError, StatisticsFolder, hf_folder};
-use crate::{Model, Reporter};
-
-/// How sparsity is to be spread over layers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum AllocationChoice {
-    /// By block influence, as sharp as the paper's.
-    Paper,
-    /// By block influence with this temperature.
-    Epsilon(f64),
-    /// The same everywhere.
-    Uniform,
-    /// Where it costs least, by the error curves of all layers and modules.
-    ErrorCurves,
-}
-
-/// How a plan is to be made.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PlanRequest {
-    /// How small the model shall become.
-    pub target: Target,
-    /// The set of methods, by its name.
-    pub mode: Mode,
-    /// The methods.
-    pub methods: Methods,
-    /// How sparsity is spread.
-    pub allocation: AllocationChoice,
-    /// Multiples that widths are rounded to; those for the model's size if `None`.
-    pub rounding: Option<Rounding>,
-    /// Ridges of the decompositions.
-    pub ridges: Ridges,
-}
-
-impl PlanRequest {
-    /// What `mode` does if nothing else is asked for.
-    pub fn new(target: Target, mode: Mode) -> Self {
-        let allocation = match mode {
-            Mode::Paper => AllocationChoice::Paper,
-            Mode::Best => AllocationChoice::ErrorCurves,
-        };
-        Self { target, mode, methods: mode.methods(), allocation, rounding: None, ridges: Ridges::default() }
-    }
-
-    /// What calibration has to collect for it.
-    pub fn collect(&self) -> Collect {
-        let needs_logits = self.methods.query_key == QueryKeyMethod::Refit;
-        Collect { logits: needs_logits || self.allocation == AllocationChoice::ErrorCurves, inputs: false }
-    }
-}
+use super::{CalibrationRun, GradientsFolder, RunError, StatisticsFolder};
+use crate::{AllocationChoice, Model, PlanRequest, Reporter, hf_folder, plan_request};
 
 /// Where the plan comes from.
 #[derive(Clone, Debug)]
@@ -129,21 +80,7 @@ pub fn make_plan(
     request: &PlanRequest,
     dtype: DType,
 ) -> Result<Plan, RunError> {
-    let config = model.config();
-    let sparsity = request.target.sparsity(&model_size(model, dtype))?;
-    let allocation = match request.allocation {
-        AllocationChoice::Paper => Allocation::by_block_influence(config, influences)?,
-        AllocationChoice::Epsilon(epsilon) => Allocation::BlockInfluence { epsilon, cap: Allocation::DEFAULT_CAP },
-        AllocationChoice::Uniform => Allocation::Uniform {},
-        AllocationChoice::ErrorCurves => {
-            let unit = curves.iter().flatten().next().map_or(ErrorUnit::ResidualEnergy, |curves| curves.unit);
-            Allocation::ErrorCurves { unit, cap: Allocation::DEFAULT_CAP }
-        }
-    };
-    let &PlanRequest { mode, methods, rounding, ridges, .. } = request;
-    let rounding = rounding.unwrap_or_else(|| Rounding::default_for(config));
-    let options = PlanOptions { sparsity, mode, methods, allocation, rounding, ridges };
-    Ok(Plan::new(config, model.fingerprint(), influences, curves, &options)?)
+    Ok(plan_request::make_plan(model, influences, curves, request, dtype)?)
 }
 
 /// Refuses a request that no plan meets, before any work is done.
@@ -153,19 +90,9 @@ pub fn make_plan(
 pub fn check_request(model: &Model, request: &PlanRequest, dtype: DType) -> Result<(), RunError> {
     let config = model.config();
     let equal = vec![0.5; config.layers.len()];
-    let rounding = request.rounding.unwrap_or_else(|| Rounding::default_for(config));
-    let free =
-        |shape: &LayerShape| WidthGrid::new(shape.into(), config.is_rotary(), rounding, Allocation::DEFAULT_CAP).free();
-    let curves =
-        (request.allocation == AllocationChoice::ErrorCurves).then(|| config.layers.iter().map(free).collect());
+    let curves = (request.allocation == AllocationChoice::ErrorCurves)
+        .then(|| (0..config.layers.len()).map(|layer| request.width_grid(config, layer).free()).collect());
     make_plan(model, &equal, curves, request, dtype).map(|_| ())
-}
-
-fn model_size(model: &Model, dtype: DType) -> ModelSize {
-    let block_params = model.config().block_params() as u64;
-    let other_params = model.params() - block_params;
-    let bytes_per_param = dtype.size() as u64;
-    ModelSize { block_params, other_params, bytes_per_param, other_bytes: other_params * bytes_per_param }
 }
 
 /// Compresses a model into the folder `target`.
@@ -244,7 +171,9 @@ async fn fill(
         params,
         bytes,
     };
-    finished.write(folder)?;
+    for (name, bytes) in finished.files()? {
+        folder.write(name, |out| Ok(out.write_all(&bytes)?))?;
+    }
     for name in WORK {
         folder.remove(name)?;
     }

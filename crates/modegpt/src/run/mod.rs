@@ -6,12 +6,10 @@
 
 mod answers;
 mod calibrate;
-mod card;
 mod compress;
 mod error;
 mod gradients;
 mod gradients_folder;
-mod hf_folder;
 mod memory;
 mod merge;
 mod notes;
@@ -20,12 +18,10 @@ mod scratch;
 mod statistics_folder;
 mod survey;
 
+pub use crate::plan_request::{AllocationChoice, PlanRequest};
 pub use answers::{TaskScores, answer_tasks};
 pub use calibrate::{CalibrationRun, calibrate};
-pub use compress::{
-    AllocationChoice, CompressionOptions, CompressionResult, PlanRequest, PlanSource, check_request, compress,
-    make_plan,
-};
+pub use compress::{CompressionOptions, CompressionResult, PlanSource, check_request, compress, make_plan};
 pub use error::RunError;
 pub use gradients::{GradientRun, collect_gradients};
 pub use gradients_folder::GradientsFolder;

@@ -27,8 +27,8 @@ impl<'a> Prefix<'a> {
         layer: usize,
     ) -> Result<Option<Self>, RunError> {
         let [original, compressed] = places(folder);
-        let original = KeptStream::resume(run, original, layer)?;
-        let compressed = KeptStream::resume(run, compressed, layer)?;
+        let original = KeptStream::resume(run, &original, layer)?;
+        let compressed = KeptStream::resume(run, &compressed, layer)?;
         Ok(original.zip(compressed).map(|(original, compressed)| Self { run, original, compressed }))
     }
 

@@ -2,7 +2,7 @@
 
 use modegpt_architecture::WeightProvider;
 use modegpt_checkpoint::OutputFolder;
-use modegpt_compress::{Allocation, Layer, LayerSurvey, Rounding, WidthGrid, Widths, survey_layer};
+use modegpt_compress::{Layer, LayerSurvey, survey_layer};
 
 use super::notes::{read_note, write_note};
 use super::{GradientsFolder, PlanRequest, RunError, StatisticsFolder};
@@ -33,15 +33,14 @@ impl Known<'_> {
         reporter: &dyn Reporter,
     ) -> Result<Vec<LayerSurvey>, RunError> {
         let config = self.model.config();
-        let rounding = request.rounding.unwrap_or_else(|| Rounding::default_for(config));
         reporter.begin("survey", config.layers.len() as u64);
         let mut surveys = Vec::with_capacity(config.layers.len());
-        for (index, shape) in config.layers.iter().enumerate() {
+        for index in 0..config.layers.len() {
             let note = format!("surveys/{index:05}.json");
             let survey = if let Some(survey) = cache.and_then(|folder| read_note(folder, &note)) {
                 survey
             } else {
-                let grid = WidthGrid::new(Widths::from(shape), config.is_rotary(), rounding, Allocation::DEFAULT_CAP);
+                let grid = request.width_grid(config, index);
                 let survey =
                     self.with_layer(index, |layer| Ok(survey_layer(layer, &grid, request.methods, request.ridges)?))?;
                 if let Some(folder) = cache {

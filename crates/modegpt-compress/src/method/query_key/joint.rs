@@ -20,13 +20,11 @@ use crate::{
 
 /// `S` of a kv head, and the number that errors are divided by beside the number of tokens.
 fn key_metric(layer: &Layer<'_>, kv_head: usize) -> Result<(Gram, u64), Error> {
-    match layer.gradients {
-        Some(gradients) => Ok((group_gram(layer, &gradients.query, kv_head)?, 1)),
-        None => {
-            let (effects, n_queries) = logit_effects(layer)?;
-            Ok((group_gram(layer, effects, kv_head)?, n_queries))
-        }
+    if let Some(gradients) = layer.gradients {
+        return Ok((group_gram(layer, &gradients.query, kv_head)?, 1));
     }
+    let (effects, n_queries) = logit_effects(layer)?;
+    Ok((group_gram(layer, effects, kv_head)?, n_queries))
 }
 
 fn factors(layer: &Layer<'_>, kv_head: usize, rank: usize) -> Result<JointQueryKey, Error> {

@@ -57,7 +57,7 @@ pub(super) fn compress(
     }
     let query = select_outputs(&layer.weights.query, &columns(layer, config.n_heads, &kept_of_heads));
     Ok(QueryKey {
-        query: with_gains(place, query, &gains)?,
+        query: with_gains(place, &query, &gains)?,
         key: select_outputs(&layer.weights.key, &columns(layer, config.n_kv_heads, &kept_of_heads)),
         rotary_pairs: Some(compose_pairs(layer.shape, &kept_of_heads)),
         report: ModuleReport::new(error, energy).with_fallbacks(attempts),
@@ -113,7 +113,7 @@ fn last_of(order: &[usize], k: usize) -> Vec<usize> {
 }
 
 /// Multiplies the pairs of every head by its gains.
-fn with_gains(place: Place, query: Linear, gains: &[Gains]) -> Result<Linear, Error> {
+fn with_gains(place: Place, query: &Linear, gains: &[Gains]) -> Result<Linear, Error> {
     let turn = |row: &[f32]| -> Vec<f32> {
         let width = row.len() / gains.len();
         let mut turned = Vec::with_capacity(row.len());

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::hf_folder::Finished;
+use super::Finished;
 
 /// The text of `README.md` in the output.
 pub(super) fn write(finished: &Finished<'_>) -> String {

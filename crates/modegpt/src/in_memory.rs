@@ -1,0 +1,261 @@
+//! The stages for a model that is small enough to be held in memory, where there may be no file system: in a browser.
+//!
+//! They compute what the long runs over a file system compute, by the same functions in the same order: the plans are
+//! equal, and the files of the output are the same to the byte.
+//!
+//! Statistics, plan and files are values in the caller's hands, so that each can be shown before the next is made.
+
+use std::collections::BTreeMap;
+
+use modegpt_architecture::{DType, WeightError, WeightProvider};
+use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer};
+use modegpt_checkpoint::{LoadError, SaveError, shard_name, total_params, write_layer, write_outer};
+use modegpt_compress::{
+    Layer, LayerCurves, LayerReport, Mode, ModelSummary, Orders, Plan, Report, Ridges, Rounding, Target,
+    compress_layer, survey_layer,
+};
+use modegpt_model::{Compute, ComputeError, ResidualStream};
+use modegpt_statistics::LayerStatistics;
+use serde::Deserialize;
+
+use crate::{AllocationChoice, Calibration, Model, PlanRequest, Reporter, hf_folder, plan_request};
+
+/// Why a stage stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum InMemoryError {
+    /// Samples are longer than the model's context.
+    #[error("samples of {found} tokens do not fit the model's context of {most}")]
+    SampleTooLong {
+        /// Tokens of a sample.
+        found: usize,
+        /// The model's context.
+        most: usize,
+    },
+    /// Statistics are not those of the model's layers.
+    #[error("statistics of {expected} layers are needed, found {found}: calibrate first")]
+    Statistics {
+        /// Layers of the model.
+        expected: usize,
+        /// Layers observed.
+        found: usize,
+    },
+    /// Reading weights.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// Reading the model's files.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Embedding the tokens.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+    /// The forward pass.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
+    /// Planning or decomposition.
+    #[error(transparent)]
+    Compress(#[from] modegpt_compress::Error),
+    /// A weight that does not fit the element type.
+    #[error(transparent)]
+    Save(#[from] SaveError),
+}
+
+/// How a model is to be observed.
+pub struct Observation<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// The samples.
+    pub calibration: &'a Calibration,
+    /// What computes.
+    pub compute: &'a Compute,
+    /// Where the largest Gram matrix is summed.
+    pub gram_path: GramPath,
+    /// What is collected beside the usual.
+    pub collect: Collect,
+    /// Tokens computed at once.
+    pub batch_tokens: usize,
+    /// Hears of progress, in samples times layers.
+    pub reporter: &'a dyn Reporter,
+}
+
+impl Observation<'_> {
+    /// Statistics of every layer, in order.
+    ///
+    /// # Errors
+    /// [`InMemoryError`] if a sample does not fit the model, weights cannot be read, or the device fails.
+    pub async fn run(&self) -> Result<Vec<LayerStatistics>, InMemoryError> {
+        let (config, windows) = (self.model.config(), &self.calibration.windows);
+        if windows.seq_len > config.max_positions {
+            return Err(InMemoryError::SampleTooLong { found: windows.seq_len, most: config.max_positions });
+        }
+        let weights = &self.model.checkpoint;
+        let batch = (self.batch_tokens / windows.seq_len).clamp(1, windows.n);
+        let mut stream = ResidualStream::in_memory(windows.n, windows.seq_len, config.d_model, batch);
+        stream.embed(weights, &windows.ids, self.compute).await?;
+        let all = 0..windows.n;
+        let observing = Observing { shards: std::slice::from_ref(&all), path: self.gram_path, collect: self.collect };
+        let mut layers = Vec::with_capacity(config.layers.len());
+        self.reporter.begin("calibrate", (config.layers.len() * windows.n) as u64);
+        for layer in 0..config.layers.len() {
+            let progress = |done: usize| self.reporter.advance((layer * windows.n + done) as u64);
+            layers.push(observe_layer(weights, layer, &mut stream, observing, self.compute, progress).await?);
+        }
+        self.reporter.end();
+        Ok(layers)
+    }
+}
+
+/// What is asked of a plan. As JSON, every field but the sparsity may be left out.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparsityRequest {
+    /// Share of the linear weights of the decoder blocks to remove, in `[0, 1)`.
+    pub sparsity: f64,
+    /// The set of methods: the paper's if left out.
+    #[serde(default = "paper")]
+    pub mode: Mode,
+    /// How it is spread over layers; as the mode does if left out.
+    #[serde(default)]
+    pub allocation: Option<AllocationChoice>,
+    /// Multiples that widths are rounded to; those for the model's size if left out.
+    #[serde(default)]
+    pub rounding: Option<Rounding>,
+    /// Ridges of the decompositions.
+    #[serde(default)]
+    pub ridges: Ridges,
+}
+
+fn paper() -> Mode {
+    Mode::Paper
+}
+
+impl From<SparsityRequest> for PlanRequest {
+    fn from(request: SparsityRequest) -> Self {
+        let SparsityRequest { sparsity, mode, allocation, rounding, ridges } = request;
+        let usual = Self::new(Target::Sparsity(sparsity), mode);
+        Self { allocation: allocation.unwrap_or(usual.allocation), rounding, ridges, ..usual }
+    }
+}
+
+/// What every layer would lose at every width, if the allocation of `request` asks for that.
+///
+/// # Errors
+/// [`InMemoryError::Statistics`] if these are not one for each layer, [`InMemoryError::Compress`] if a layer cannot be
+/// decomposed, or a statistic that the methods need was not collected.
+pub fn curves(
+    model: &Model,
+    statistics: &[LayerStatistics],
+    request: &PlanRequest,
+    reporter: &dyn Reporter,
+) -> Result<Option<Vec<LayerCurves>>, InMemoryError> {
+    check_layers(model, statistics)?;
+    if request.allocation != AllocationChoice::ErrorCurves {
+        return Ok(None);
+    }
+    let mut curves = Vec::with_capacity(statistics.len());
+    reporter.begin("survey", statistics.len() as u64);
+    for index in 0..statistics.len() {
+        let grid = request.width_grid(model.config(), index);
+        let survey =
+            with_layer(model, statistics, index, |layer| survey_layer(layer, &grid, request.methods, request.ridges))?;
+        curves.push(survey.curves);
+        reporter.advance(index as u64 + 1);
+    }
+    reporter.end();
+    Ok(Some(curves))
+}
+
+/// Makes a plan from what was observed and, where the allocation asks for them, the layers' error [`curves`].
+///
+/// # Errors
+/// [`InMemoryError::Statistics`] if these are not one for each layer, [`InMemoryError::Compress`] if the request cannot
+/// be met, or curves are missing.
+pub fn plan(
+    model: &Model,
+    statistics: &[LayerStatistics],
+    curves: Option<Vec<LayerCurves>>,
+    request: &PlanRequest,
+) -> Result<Plan, InMemoryError> {
+    check_layers(model, statistics)?;
+    let influences: Vec<f64> = statistics.iter().map(LayerStatistics::block_influence).collect();
+    Ok(plan_request::make_plan(model, &influences, curves, request, model.checkpoint.dtype())?)
+}
+
+/// A compressed model.
+#[derive(Clone, Debug)]
+pub struct InMemoryResult {
+    /// What a folder on disk would hold, by name.
+    pub files: BTreeMap<String, Vec<u8>>,
+    /// What it cost, layer by layer.
+    pub report: Report,
+}
+
+/// Applies a plan.
+///
+/// - `calibration`: what the statistics were collected on, named in the model card
+/// - `dtype`: element type of the output
+/// - `progress`: is given every layer's report when the layer is done
+///
+/// # Errors
+/// [`InMemoryError`]: the plan is another model's, or a layer cannot be compressed; the message names it.
+pub fn compress(
+    model: &Model,
+    calibration: &Calibration,
+    statistics: &[LayerStatistics],
+    plan: &Plan,
+    dtype: DType,
+    mut progress: impl FnMut(&LayerReport),
+) -> Result<InMemoryResult, InMemoryError> {
+    check_layers(model, statistics)?;
+    let config = model.config();
+    plan.check_model(config, model.fingerprint())?;
+    let n_layers = config.layers.len();
+    let mut files = BTreeMap::new();
+    let mut outer = Vec::new();
+    write_outer(&model.checkpoint, dtype, &mut outer)?;
+    files.insert(shard_name(0, n_layers), outer);
+    let mut compressed_config = config.clone();
+    let mut reports = Vec::with_capacity(n_layers);
+    for (index, layer_plan) in plan.layers.iter().enumerate() {
+        let layer = with_layer(model, statistics, index, |layer| {
+            compress_layer(layer, layer_plan, plan.methods, plan.ridges, &Orders::default())
+        })?;
+        let mut shard = Vec::new();
+        write_layer(config, index, &layer.shape, &layer.weights.into(), dtype, &mut shard)?;
+        files.insert(shard_name(index + 1, n_layers), shard);
+        progress(&layer.report);
+        compressed_config.layers[index] = layer.shape;
+        reports.push(layer.report);
+    }
+    let report = Report::new(&ModelSummary::of(config), reports);
+    let params = (model.params(), total_params(&compressed_config));
+    let finished = hf_folder::Finished {
+        model,
+        config: &compressed_config,
+        plan,
+        report: &report,
+        calibration,
+        dtype,
+        params,
+        bytes: (model.checkpoint.bytes(), params.1 * dtype.size() as u64),
+    };
+    files.extend(finished.files()?.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)));
+    Ok(InMemoryResult { files, report })
+}
+
+/// Lets `work` see everything about a layer.
+fn with_layer<T>(
+    model: &Model,
+    statistics: &[LayerStatistics],
+    index: usize,
+    work: impl FnOnce(&Layer<'_>) -> Result<T, modegpt_compress::Error>,
+) -> Result<T, InMemoryError> {
+    let config = model.config();
+    let weights = model.checkpoint.layer(index)?.into_dense().map_err(WeightError::from)?;
+    let (shape, statistics) = (&config.layers[index], &statistics[index]);
+    Ok(work(&Layer { config, index, weights: &weights, shape, statistics, gradients: None })?)
+}
+
+fn check_layers(model: &Model, statistics: &[LayerStatistics]) -> Result<(), InMemoryError> {
+    let (expected, found) = (model.config().layers.len(), statistics.len());
+    if expected == found { Ok(()) } else { Err(InMemoryError::Statistics { expected, found }) }
+}

@@ -1,0 +1,153 @@
+//! The stages in memory do what the runs over a file system do.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use modegpt::calibration::{Collect, GramPath};
+use modegpt::checkpoint::{Existing, MemorySource};
+use modegpt::compress::{Mode, Plan, Target};
+use modegpt::evaluation::{SamplerOptions, Stop};
+use modegpt::in_memory::{self, InMemoryError, Observation, SparsityRequest};
+use modegpt::model_runtime::Compute;
+use modegpt::run::{CalibrationRun, CompressionOptions, PlanSource};
+use modegpt::statistics::LayerStatistics;
+use modegpt::{AllocationChoice, Calibration, Model, PlanRequest, Silent, write};
+use modegpt_tests::{open, stories};
+
+fn request(sparsity: f64, mode: Mode) -> PlanRequest {
+    PlanRequest::new(Target::Sparsity(sparsity), mode)
+}
+
+fn plan(model: &Model, seen: &[LayerStatistics], request: &PlanRequest) -> Result<Plan, InMemoryError> {
+    let curves = in_memory::curves(model, seen, request, &Silent)?;
+    in_memory::plan(model, seen, curves, request)
+}
+
+fn observe(model: &Model, calibration: &Calibration, collect: Collect) -> Result<Vec<LayerStatistics>, InMemoryError> {
+    let observation = Observation {
+        model,
+        calibration,
+        compute: &Compute::host(),
+        gram_path: GramPath::Host,
+        collect,
+        batch_tokens: 1024,
+        reporter: &Silent,
+    };
+    pollster::block_on(observation.run())
+}
+
+fn compress_to_folder(model: &Model, calibration: &Calibration, request: PlanRequest, target: &Path) {
+    let compute = Compute::host();
+    let run = CalibrationRun {
+        model,
+        calibration,
+        compute: &compute,
+        gram_path: GramPath::Host,
+        collect: request.collect(),
+        gradient_tokens: None,
+        prefix: false,
+        batch_tokens: 1024,
+        n_shards: 1,
+        max_host_bytes: None,
+        reporter: &Silent,
+    };
+    let options = CompressionOptions {
+        plan: PlanSource::Make(request),
+        dtype: None,
+        strict: false,
+        statistics: None,
+        gradients: false,
+        existing: Existing::Refuse,
+    };
+    pollster::block_on(modegpt::run::compress(&run, &options, target)).expect("compresses");
+}
+
+fn files_in(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry"));
+    entries
+        .map(|entry| {
+            let name = entry.file_name().into_string().expect("a plain name");
+            (name, std::fs::read(entry.path()).expect("a file"))
+        })
+        .collect()
+}
+
+#[test]
+fn files_are_those_of_a_run_over_a_file_system() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let models = ["opt-tiny-stories", "stories260k", "gpt2-tiny-stories"];
+    for (name, mode) in models.into_iter().flat_map(|name| [(name, Mode::Paper), (name, Mode::Best)]) {
+        let (model, request) = (open(name), request(0.3, mode));
+        let calibration = stories(&model, 8, 128);
+        let target = folder.path().join(format!("{name}-{mode:?}"));
+        compress_to_folder(&model, &calibration, request, &target);
+
+        let seen = observe(&model, &calibration, request.collect()).expect("observes");
+        let plan = plan(&model, &seen, &request).expect("reachable");
+        let mut n_layers = 0;
+        let dtype = model.checkpoint.dtype();
+        let result = in_memory::compress(&model, &calibration, &seen, &plan, dtype, |_| n_layers += 1);
+        let result = result.expect("compresses");
+        let expected = files_in(&target);
+        assert_eq!(result.files.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}, {mode:?}");
+        for (file, bytes) in &expected {
+            assert!(result.files[file] == *bytes, "{name}, {mode:?}: {file} differs");
+        }
+        assert_eq!((n_layers, result.report.layers.len()), (plan.layers.len(), plan.layers.len()));
+        Model::open(Arc::new(MemorySource(result.files))).expect("a model again");
+    }
+}
+
+#[test]
+fn requests_are_read_from_json_and_refused_by_name() {
+    let parse = |text: &str| serde_json::from_str::<SparsityRequest>(text).map(PlanRequest::from);
+    assert_eq!(parse(r#"{"sparsity": 0.2}"#).expect("defaults"), request(0.2, Mode::Paper));
+    assert_eq!(parse(r#"{"sparsity": 0.2, "mode": "best"}"#).expect("by name"), request(0.2, Mode::Best));
+    let uniform = parse(r#"{"sparsity": 0, "allocation": "uniform"}"#).expect("by name");
+    let expected = request(0.0, Mode::Paper);
+    assert_eq!(uniform, PlanRequest { allocation: AllocationChoice::Uniform, ..expected });
+    let sharp = parse(r#"{"sparsity": 0, "allocation": {"epsilon": 0.1}}"#).expect("with a temperature");
+    assert_eq!(sharp, PlanRequest { allocation: AllocationChoice::Epsilon(0.1), ..expected });
+    assert!(parse(r#"{"sparsity": 0, "speed": 1}"#).expect_err("unknown").to_string().contains("speed"));
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused() {
+    let (opt, llama) = (open("opt-tiny-stories"), open("stories260k"));
+    let long = stories(&opt, 1, 257);
+    let message = observe(&opt, &long, Collect::default()).expect_err("beyond the context").to_string();
+    assert_eq!(message, "samples of 257 tokens do not fit the model's context of 256");
+
+    let calibration = stories(&opt, 2, 32);
+    let seen = observe(&opt, &calibration, Collect::default()).expect("observes");
+    let uniform = PlanRequest { allocation: AllocationChoice::Uniform, ..request(0.1, Mode::Paper) };
+    let message = plan(&llama, &seen, &uniform).expect_err("another model").to_string();
+    assert_eq!(message, "statistics of 5 layers are needed, found 4: calibrate first");
+    plan(&opt, &seen, &request(0.1, Mode::Best)).expect_err("logits were not collected");
+    let plan = plan(&opt, &seen, &uniform).expect("reachable");
+    let other = observe(&llama, &stories(&llama, 2, 32), Collect::default()).expect("observes");
+    let dtype = llama.checkpoint.dtype();
+    in_memory::compress(&llama, &calibration, &other, &plan, dtype, |_| {}).expect_err("a plan of another model");
+}
+
+#[test]
+fn text_ends_when_the_listener_has_enough() {
+    let model = open("stories260k");
+    let compute = Compute::host();
+    let all = |enough: usize| {
+        let mut pieces = Vec::new();
+        let go_on = |piece: &str| {
+            pieces.push(piece.to_owned());
+            pieces.len() < enough
+        };
+        let written = write(&model, "Once upon a time", 12, SamplerOptions::default(), &compute, go_on);
+        let written = pollster::block_on(written).expect("writes");
+        assert_eq!(pieces.concat(), written.text);
+        written
+    };
+    let (short, long) = (all(3), all(usize::MAX));
+    assert_eq!((short.stop, short.ids.len()), (Stop::Caller, 3));
+    assert_eq!((long.stop, long.ids.len()), (Stop::Length, 12));
+    assert!(long.text.starts_with(&short.text));
+}

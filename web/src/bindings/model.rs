@@ -1,0 +1,313 @@
+//! A model and what is done with it.
+
+use std::cell::{Cell, RefCell};
+
+use js_sys::Function;
+use modegpt::architecture::{self, Matrix, WeightProvider};
+use modegpt::calibration::Collect;
+use modegpt::compress::{LayerCurves, Methods, Plan, Report, Ridges, Rounding};
+use modegpt::evaluation::SamplerOptions;
+use modegpt::in_memory::{self, Observation, SparsityRequest};
+use modegpt::statistics::LayerStatistics;
+use modegpt::text_tools::Corpus;
+use modegpt::{
+    AllocationChoice, Calibration, PlanRequest, Reporter, Silent, activation_spectra, evaluate, weight_spectra, write,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
+
+use super::{Device, Files, sentence};
+use crate::protocol::{CalibrationRequest, EvaluationRequest, StatisticsSummary, Summary, WriteRequest, WriteResult};
+
+/// A model that can be looked at, run and compressed.
+#[wasm_bindgen]
+pub struct Model {
+    model: modegpt::Model,
+}
+
+/// What calibration learnt of a model, and on which samples.
+#[wasm_bindgen]
+pub struct Statistics {
+    calibration: Calibration,
+    layers: Vec<LayerStatistics>,
+    /// Error curves do not depend on the sparsity: those made last, and what for.
+    curves: RefCell<Option<(CurvesKey, Vec<LayerCurves>)>>,
+}
+
+type CurvesKey = (Methods, Option<Rounding>, Ridges);
+
+/// A compressed model.
+#[wasm_bindgen]
+pub struct Compressed {
+    files: Files,
+    report: Report,
+}
+
+/// A matrix, row after row.
+#[wasm_bindgen]
+pub struct Weight {
+    matrix: Matrix,
+}
+
+#[wasm_bindgen]
+impl Weight {
+    /// Number of rows.
+    #[wasm_bindgen(getter)]
+    pub fn rows(&self) -> usize {
+        self.matrix.rows
+    }
+
+    /// Number of columns.
+    #[wasm_bindgen(getter)]
+    pub fn cols(&self) -> usize {
+        self.matrix.cols
+    }
+
+    /// The elements, row after row.
+    pub fn values(&self) -> Vec<f32> {
+        self.matrix.data.clone()
+    }
+}
+
+#[wasm_bindgen]
+impl Model {
+    /// Opens the model in `files`.
+    ///
+    /// # Errors
+    /// Which file is wrong, and what with it.
+    pub fn open(files: Files) -> Result<Self, String> {
+        Ok(Self { model: modegpt::Model::open(files.into_source()).map_err(sentence)? })
+    }
+
+    /// [`Summary`] as JSON.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn summary(&self) -> Result<String, String> {
+        to_json(&Summary::of(&self.model))
+    }
+
+    /// A matrix of a layer, `[d_in, d_out]`, by the name that [`Self::weight_spectra`] gives it.
+    ///
+    /// # Errors
+    /// That there is no such layer or matrix, or that it is held as a product.
+    pub fn weight(&self, layer: usize, matrix: &str) -> Result<Weight, String> {
+        self.check_layer(layer)?;
+        let weights = self.model.checkpoint.layer(layer).map_err(sentence)?;
+        let found = weights.linears().find(|(name, _)| *name == matrix).map(|(_, linear)| &linear.weight);
+        match found {
+            Some(architecture::Weight::Dense(matrix)) => Ok(Weight { matrix: matrix.clone() }),
+            Some(architecture::Weight::Factorised(_)) => Err(format!("the matrix `{matrix}` is held as two factors")),
+            None => Err(format!("there is no matrix `{matrix}`")),
+        }
+    }
+
+    /// Singular values of every matrix of a layer, and of the products of values and outputs, as JSON.
+    ///
+    /// # Errors
+    /// That there is no such layer, or a weight is not finite.
+    #[wasm_bindgen(js_name = weightSpectra)]
+    pub fn weight_spectra(&self, layer: usize) -> Result<String, String> {
+        self.check_layer(layer)?;
+        let weights = self.model.checkpoint.layer(layer).map_err(sentence)?;
+        to_json(&weight_spectra(self.model.config(), &weights).map_err(sentence)?)
+    }
+
+    /// Spectra and scores of a layer in the metric of the data, as JSON.
+    ///
+    /// # Errors
+    /// That there is no such layer, or a factorisation failed.
+    #[wasm_bindgen(js_name = activationSpectra)]
+    pub fn activation_spectra(&self, layer: usize, statistics: &Statistics, ridge: f64) -> Result<String, String> {
+        self.check_layer(layer)?;
+        let seen = statistics.layers.get(layer).ok_or_else(|| format!("layer {layer} was not observed"))?;
+        let weights = self.model.checkpoint.layer(layer).map_err(sentence)?.into_dense().map_err(sentence)?;
+        let config = self.model.config();
+        let spectra = activation_spectra(config, &config.layers[layer], &weights, seen, ridge);
+        to_json(&spectra.map_err(sentence)?)
+    }
+
+    /// Observes the model on samples of `text`. `request` is a [`CalibrationRequest`]; `on_progress(done, of)`.
+    ///
+    /// # Errors
+    /// What is wrong with request or text, or what the device said.
+    pub async fn calibrate(
+        &self,
+        device: &Device,
+        text: String,
+        request: String,
+        on_progress: Function,
+    ) -> Result<Statistics, String> {
+        let request: CalibrationRequest = from_json(&request)?;
+        let corpus = Corpus::from_plain("calibration text", &text).map_err(sentence)?;
+        let calibration = Calibration::draw(&self.model, &[corpus], request.into()).map_err(sentence)?;
+        let observation = Observation {
+            model: &self.model,
+            calibration: &calibration,
+            compute: &device.compute,
+            gram_path: device.gram_path,
+            // Which mode will be planned is not known yet.
+            collect: Collect { logits: true, inputs: false },
+            batch_tokens: request.batch_tokens,
+            reporter: &Listener::new(on_progress),
+        };
+        let layers = observation.run().await.map_err(sentence)?;
+        Ok(Statistics { calibration, layers, curves: RefCell::default() })
+    }
+
+    /// A plan, as JSON, by what was observed. `request` is a [`SparsityRequest`].
+    ///
+    /// # Errors
+    /// What is wrong with the request, or why it cannot be met.
+    pub fn plan(&self, statistics: &Statistics, request: &str) -> Result<String, String> {
+        let request = PlanRequest::from(from_json::<SparsityRequest>(request)?);
+        let key = (request.methods, request.rounding, request.ridges);
+        let kept = statistics.curves.borrow().as_ref().filter(|(of, _)| *of == key).map(|(_, curves)| curves.clone());
+        let curves = match kept {
+            Some(curves) if request.allocation == AllocationChoice::ErrorCurves => Some(curves),
+            _ => in_memory::curves(&self.model, &statistics.layers, &request, &Silent).map_err(sentence)?,
+        };
+        if let Some(curves) = &curves {
+            *statistics.curves.borrow_mut() = Some((key, curves.clone()));
+        }
+        Ok(in_memory::plan(&self.model, &statistics.layers, curves, &request).map_err(sentence)?.to_json())
+    }
+
+    /// Applies a plan, perhaps edited; `on_layer(report)` is given every layer's report as JSON when it is done.
+    ///
+    /// # Errors
+    /// What is wrong with the plan, or which layer cannot be compressed.
+    pub fn compress(&self, statistics: &Statistics, plan: &str, on_layer: &Function) -> Result<Compressed, String> {
+        let plan = Plan::from_json(plan).map_err(sentence)?;
+        let Statistics { calibration, layers, .. } = statistics;
+        let dtype = self.model.checkpoint.dtype();
+        let result = in_memory::compress(&self.model, calibration, layers, &plan, dtype, |report| {
+            let report = to_json(report).unwrap_or_default();
+            // What the listener throws is its own affair.
+            drop(on_layer.call1(&JsValue::NULL, &report.into()));
+        });
+        let in_memory::InMemoryResult { files, report } = result.map_err(sentence)?;
+        Ok(Compressed { files: Files::of(modegpt::checkpoint::MemorySource(files)), report })
+    }
+
+    /// Perplexity on `text`, as JSON. `request` is an [`EvaluationRequest`]; `on_progress(done, of)`.
+    ///
+    /// # Errors
+    /// What is wrong with request or text, or what the device said.
+    pub async fn perplexity(
+        &self,
+        device: &Device,
+        text: String,
+        request: String,
+        on_progress: Function,
+    ) -> Result<String, String> {
+        let request: EvaluationRequest = from_json(&request)?;
+        let corpus = [Corpus::from_plain("text", &text).map_err(sentence)?];
+        let listener = Listener::new(on_progress);
+        to_json(&evaluate(&self.model, &corpus, request.into(), &device.compute, &listener).await.map_err(sentence)?)
+    }
+
+    /// Continues `prompt`; [`WriteResult`] as JSON. `request` is a [`WriteRequest`]; `on_piece(text)` is given each piece
+    /// as it comes, and ends the text by returning `false`.
+    ///
+    /// # Errors
+    /// What is wrong with request or prompt, or what the device said.
+    pub async fn write(
+        &self,
+        device: &Device,
+        prompt: String,
+        request: String,
+        on_piece: Function,
+    ) -> Result<String, String> {
+        let WriteRequest { max_new_tokens, temperature, seed } = from_json(&request)?;
+        let options = SamplerOptions { temperature, seed, ..SamplerOptions::default() };
+        let go_on = |piece: &str| {
+            let answer = on_piece.call1(&JsValue::NULL, &piece.into());
+            answer.is_ok_and(|answer| answer != JsValue::FALSE)
+        };
+        let written = write(&self.model, &prompt, max_new_tokens, options, &device.compute, go_on);
+        let modegpt::Written { text, ids, .. } = written.await.map_err(sentence)?;
+        to_json(&WriteResult { text, n_tokens: ids.len() })
+    }
+}
+
+impl Model {
+    fn check_layer(&self, layer: usize) -> Result<(), String> {
+        let n_layers = self.model.config().layers.len();
+        if layer < n_layers {
+            Ok(())
+        } else {
+            Err(format!("the model has {n_layers} layers, there is no layer {layer}"))
+        }
+    }
+}
+
+#[wasm_bindgen]
+impl Statistics {
+    /// [`StatisticsSummary`] as JSON.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn summary(&self) -> Result<String, String> {
+        let windows = &self.calibration.windows;
+        to_json(&StatisticsSummary {
+            samples: windows.n,
+            seq_len: windows.seq_len,
+            token_hash: self.calibration.token_hash.clone(),
+            block_influence: self.layers.iter().map(LayerStatistics::block_influence).collect(),
+        })
+    }
+}
+
+#[wasm_bindgen]
+impl Compressed {
+    /// What it cost, layer by layer, as JSON.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn report(&self) -> Result<String, String> {
+        to_json(&self.report)
+    }
+
+    /// What a folder on disk would hold.
+    pub fn files(&self) -> Files {
+        self.files.clone()
+    }
+}
+
+/// Carries progress to a function of the page.
+struct Listener {
+    function: Function,
+    total: Cell<u64>,
+}
+
+impl Listener {
+    fn new(function: Function) -> Self {
+        Self { function, total: Cell::new(0) }
+    }
+}
+
+impl Reporter for Listener {
+    fn begin(&self, _stage: &str, total: u64) {
+        self.total.set(total);
+    }
+
+    fn advance(&self, done: u64) {
+        let (done, total) = (JsValue::from(done as f64), JsValue::from(self.total.get() as f64));
+        // What the listener throws is its own affair.
+        drop(self.function.call2(&JsValue::NULL, &done, &total));
+    }
+
+    fn end(&self) {}
+
+    fn note(&self, _remark: &str) {}
+}
+
+fn to_json(value: &impl Serialize) -> Result<String, String> {
+    serde_json::to_string(value).map_err(sentence)
+}
+
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| format!("the request cannot be read: {error}"))
+}

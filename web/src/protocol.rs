@@ -1,0 +1,302 @@
+//! The JSON that travels between page and core, where it is not a type of the core itself.
+
+use modegpt::architecture::{Activation, Family, MlpKind, Norm, NormPlacement, WeightProvider};
+use modegpt::compress::Rounding;
+use modegpt::text_tools::Strategy;
+use modegpt::{CalibrationOptions, EvaluationOptions};
+use serde::{Deserialize, Serialize};
+
+/// What a model is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// `OPT`, `Llama` or `GPT-2`.
+    pub family: &'static str,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Original head width.
+    pub d_head: usize,
+    /// Longest context in tokens.
+    pub context: usize,
+    /// Whether queries and keys are rotated.
+    pub rotary: bool,
+    /// Whether the MLP has a gate.
+    pub gated: bool,
+    /// The non-linearity.
+    pub activation: &'static str,
+    /// The normalisation and its place.
+    pub norm: &'static str,
+    /// All parameters.
+    pub params: u64,
+    /// Linear weights of the decoder blocks: what a sparsity is a share of.
+    pub block_params: u64,
+    /// Bytes of all weights, as stored.
+    pub bytes: u64,
+    /// Element type, as `config.json` names it.
+    pub dtype: &'static str,
+    /// Tells this model from others.
+    pub fingerprint: String,
+    /// Multiples that widths are rounded to unless asked otherwise.
+    pub rounding: Rounding,
+    /// The widths, layer by layer.
+    pub layers: Vec<LayerSummary>,
+}
+
+/// The widths of a layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayerSummary {
+    /// Hidden units.
+    pub d_ff: usize,
+    /// Width of queries and keys, per head.
+    pub d_qk: usize,
+    /// Width of values, per head.
+    pub d_v: usize,
+    /// Linear weights of the three modules: MLP, query and key, value and output.
+    pub params: [u64; 3],
+}
+
+impl Summary {
+    /// The summary of `model`.
+    pub fn of(model: &modegpt::Model) -> Self {
+        let config = model.config();
+        let layers = config.layers.iter().map(|shape| LayerSummary {
+            d_ff: shape.d_ff,
+            d_qk: shape.d_qk,
+            d_v: shape.d_v,
+            params: [
+                config.mlp_params(shape.d_ff),
+                config.query_key_params(shape.d_qk),
+                config.value_output_params(shape.d_v),
+            ]
+            .map(|n| n as u64),
+        });
+        Self {
+            family: match config.family {
+                Family::Opt => "OPT",
+                Family::Llama => "Llama",
+                Family::Gpt2 => "GPT-2",
+            },
+            vocab: config.vocab,
+            d_model: config.d_model,
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            d_head: config.d_head,
+            context: config.max_positions,
+            rotary: config.is_rotary(),
+            gated: config.mlp == MlpKind::Gated,
+            activation: match config.activation {
+                Activation::Relu => "ReLU",
+                Activation::Gelu | Activation::GeluTanh => "GELU",
+                Activation::Silu => "SiLU",
+            },
+            norm: match (config.norm, config.norm_placement) {
+                (Norm::Layer { .. }, NormPlacement::Pre) => "LayerNorm, before",
+                (Norm::Layer { .. }, NormPlacement::Post) => "LayerNorm, after",
+                (Norm::Rms { .. }, NormPlacement::Pre) => "RMSNorm, before",
+                (Norm::Rms { .. }, NormPlacement::Post) => "RMSNorm, after",
+            },
+            params: model.params(),
+            block_params: model.checkpoint.config().block_params() as u64,
+            bytes: model.checkpoint.bytes(),
+            dtype: model.checkpoint.dtype().torch_name(),
+            fingerprint: model.fingerprint().to_owned(),
+            rounding: Rounding::default_for(config),
+            layers: layers.collect(),
+        }
+    }
+}
+
+/// How a model is observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CalibrationRequest {
+    /// Samples drawn from the text.
+    pub samples: usize,
+    /// Tokens of each.
+    pub seq_len: usize,
+    /// Seed of the draw.
+    pub seed: u64,
+    /// Tokens computed at once.
+    pub batch_tokens: usize,
+}
+
+impl From<CalibrationRequest> for CalibrationOptions {
+    fn from(request: CalibrationRequest) -> Self {
+        let CalibrationRequest { samples, seq_len, seed, .. } = request;
+        Self { n_samples: samples, seq_len, seed, strategy: Strategy::Random }
+    }
+}
+
+/// How a text is scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EvaluationRequest {
+    /// Tokens of a window, which follow each other without overlap.
+    pub seq_len: usize,
+    /// Score only so many windows; all if left out.
+    #[serde(default)]
+    pub max_windows: Option<usize>,
+    /// Tokens computed at once.
+    pub batch_tokens: usize,
+}
+
+impl From<EvaluationRequest> for EvaluationOptions {
+    fn from(request: EvaluationRequest) -> Self {
+        let EvaluationRequest { seq_len, max_windows, batch_tokens } = request;
+        Self { seq_len, stride: seq_len, max_windows, batch_tokens }
+    }
+}
+
+/// How a text is continued.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WriteRequest {
+    /// At most so many new tokens.
+    pub max_new_tokens: usize,
+    /// 0 always takes the likeliest token.
+    pub temperature: f64,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WriteResult {
+    /// The new text.
+    pub text: String,
+    /// New tokens.
+    pub n_tokens: usize,
+}
+
+/// What calibration saw.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatisticsSummary {
+    /// Samples.
+    pub samples: usize,
+    /// Tokens of each.
+    pub seq_len: usize,
+    /// SHA-256 of their ids.
+    pub token_hash: String,
+    /// `1 - mean cos` between input and output of every block.
+    pub block_influence: Vec<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use modegpt::architecture::WeightProvider;
+    use modegpt::calibration::{Collect, GramPath};
+    use modegpt::checkpoint::MemorySource;
+    use modegpt::in_memory::{self, Observation, SparsityRequest};
+    use modegpt::model_runtime::Compute;
+    use modegpt::statistics::LayerStatistics;
+    use modegpt::text_tools::Corpus;
+    use modegpt::{Calibration, Model, Silent, activation_spectra, evaluate, weight_spectra};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    macro_rules! file {
+        ($name:literal) => {
+            ($name, include_bytes!(concat!("../../cli/demo/stories260k/", $name)).to_vec())
+        };
+    }
+
+    fn model() -> Model {
+        let files = [file!("config.json"), file!("tokenizer.json"), file!("model.safetensors")];
+        Model::open(Arc::new(MemorySource::from_iter(files))).expect("the bundled model")
+    }
+
+    /// One of everything that the page is sent.
+    fn everything() -> Value {
+        let (model, compute) = (model(), Compute::host());
+        let corpus = [Corpus::from_plain("text", &"Lily had a cat. ".repeat(40)).expect("text")];
+        let request = CalibrationRequest { samples: 2, seq_len: 32, seed: 0, batch_tokens: 64 };
+        let calibration = Calibration::draw(&model, &corpus, request.into()).expect("enough text");
+        let observation = Observation {
+            model: &model,
+            calibration: &calibration,
+            compute: &compute,
+            gram_path: GramPath::Host,
+            collect: Collect { logits: true, inputs: false },
+            batch_tokens: request.batch_tokens,
+            reporter: &Silent,
+        };
+        let seen = pollster::block_on(observation.run()).expect("observes");
+        let request: SparsityRequest = serde_json::from_str(r#"{"sparsity": 0.2, "mode": "best"}"#).expect("a request");
+        let request = request.into();
+        let curves = in_memory::curves(&model, &seen, &request, &Silent).expect("curves");
+        let plan = in_memory::plan(&model, &seen, curves, &request).expect("a plan");
+        let dtype = model.checkpoint.dtype();
+        let result = in_memory::compress(&model, &calibration, &seen, &plan, dtype, |_| {}).expect("compresses");
+        let options = EvaluationRequest { seq_len: 32, max_windows: Some(2), batch_tokens: 64 };
+        let score = pollster::block_on(evaluate(&model, &corpus, options.into(), &compute, &Silent)).expect("scores");
+        let config = model.config();
+        let weights = model.checkpoint.layer(0).expect("a layer");
+        let dense = weights.clone().into_dense().expect("dense maps");
+        let activations = activation_spectra(config, &config.layers[0], &dense, &seen[0], 1e-3).expect("spectra");
+        json!({
+            "summary": Summary::of(&model),
+            "spectra": weight_spectra(config, &weights).expect("finite"),
+            "statistics": StatisticsSummary {
+                samples: 2,
+                seq_len: 32,
+                token_hash: calibration.token_hash.clone(),
+                block_influence: seen.iter().map(LayerStatistics::block_influence).collect(),
+            },
+            "activations": activations,
+            "plan": plan,
+            "report": result.report,
+            "evaluation": score,
+            "written": WriteResult { text: String::new(), n_tokens: 0 },
+        })
+    }
+
+    /// Names and kinds of all fields; of lists the first element, of numbers nothing, since platforms round differently.
+    fn shape(value: &Value) -> Value {
+        match value {
+            Value::Object(fields) => fields.iter().map(|(name, field)| (name.clone(), shape(field))).collect(),
+            Value::Array(items) => items.iter().take(1).map(shape).collect(),
+            Value::Number(_) => json!(0),
+            Value::String(_) => json!(""),
+            _ => value.clone(),
+        }
+    }
+
+    /// The TypeScript types are checked against this file; `UPDATE=1` writes it anew.
+    #[test]
+    fn the_page_is_sent_what_its_types_say() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/unit/protocol.json");
+        let found = shape(&everything());
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, format!("{found:#}\n")).expect("the file can be written");
+        }
+        let expected: Value = serde_json::from_str(include_str!("../tests/unit/protocol.json")).expect("JSON");
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_summary_counts_what_the_command_line_does() {
+        let summary = Summary::of(&model());
+        let blocks: u64 = summary.layers.iter().flat_map(|layer| layer.params).sum();
+        assert_eq!((summary.params, summary.block_params), (260_032, blocks));
+        assert_eq!((summary.family, summary.dtype, summary.context), ("Llama", "float32", 512));
+    }
+
+    #[test]
+    fn unknown_fields_of_a_request_are_refused() {
+        let text = r#"{"samples": 1, "seqLen": 2, "seed": 0, "batchTokens": 3, "speed": 4}"#;
+        let error = serde_json::from_str::<CalibrationRequest>(text).expect_err("unknown");
+        assert!(error.to_string().contains("speed"));
+    }
+}

@@ -1,0 +1,165 @@
+/** The page with the core: the bundled models are explored, compressed, downloaded and read by the command line. */
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import type { Page } from 'playwright-core'
+import { afterAll, describe, expect, test } from 'vitest'
+
+import { overflow, studio, violations } from './harness.ts'
+
+const page = studio()
+const DEMO = fileURLToPath(new URL('../../../cli/demo', import.meta.url))
+const PROGRAM = process.env['MODEGPT']
+const work = mkdtempSync(join(tmpdir(), 'studio-'))
+afterAll(() => rmSync(work, { recursive: true }))
+
+async function compress(shown: Page): Promise<void> {
+  await shown.locator('button.primary:not(:disabled)').click({ timeout: 60_000 })
+  // Every number and both texts are there.
+  await shown.locator('.result:not(:has-text("…"))').waitFor({ timeout: 150_000 })
+}
+
+async function cell(shown: Page, row: string, column: 0 | 1): Promise<string> {
+  return (await shown.locator('.result tr', { hasText: row }).locator('td').nth(column).textContent()) ?? ''
+}
+
+function run(...args: string[]): { perplexity: number } & Record<string, unknown> {
+  if (PROGRAM === undefined) throw new Error('MODEGPT names the command line to compare with: set it')
+  return JSON.parse(execFileSync(PROGRAM, [...args, '--device', 'cpu', '--json'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }))
+}
+
+describe.each([
+  ['opt', 'opt-tiny-stories'],
+  ['llama', 'stories260k'],
+] as const)('the bundled %s model', (key, folder) => {
+  test('is explored: map, spectrum, activations', async () => {
+    const shown = await page.open(`#/explore?device=cpu&model=${key}&layer=1&matrix=down`)
+    await shown.getByRole('button', { name: 'Observe the model on a text' }).click({ timeout: 60_000 })
+    await shown.getByRole('heading', { name: 'Three ways to cut the down map' }).waitFor({ timeout: 150_000 })
+    expect(await shown.locator('.map button').count()).toBeGreaterThan(20)
+    await shown.getByRole('button', { name: /layer 0, query/ }).click()
+    await shown.getByRole('heading', { name: /Scores of the/ }).waitFor({ timeout: 60_000 })
+    expect(await shown.locator('.problem').count()).toBe(0)
+    expect(await violations(shown)).toEqual([])
+    await shown.setViewportSize({ width: 390, height: 800 })
+    expect(await overflow(shown)).toBe(0)
+    expect(page.errors).toEqual([])
+    await shown.context().close()
+  })
+
+  test('is compressed, and every number is the command line’s', async () => {
+    const shown = await page.open(`#/compress?device=cpu&model=${key}&sparsity=0.25`)
+    const begin = performance.now()
+    await compress(shown)
+    console.log(`${folder}: compressed, scored and written in ${((performance.now() - begin) / 1000).toFixed(1)} s`)
+    expect(await violations(shown)).toEqual([])
+    const before = Number(await cell(shown, 'perplexity', 0))
+    const after = Number(await cell(shown, 'perplexity', 1))
+
+    const download = shown.waitForEvent('download')
+    await shown.getByRole('button', { name: 'Download' }).click()
+    const archive = join(work, `${folder}.tar`)
+    await (await download).saveAs(archive)
+    execFileSync('tar', ['-xf', archive, '-C', work])
+    const written = join(work, `${folder}-25`)
+
+    const text = ['--text', `${DEMO}/held-out.txt`, '--seq-len', '256', '--max-windows', '32']
+    expect(before / run('eval', `${DEMO}/${folder}`, ...text).perplexity).toBeCloseTo(1, 3)
+    expect(after / run('eval', written, ...text).perplexity).toBeCloseTo(1, 3)
+
+    const ours = join(work, `${folder}-ours`)
+    const calibration = ['--calibration', `${DEMO}/calibration.txt`, '--samples', '128', '--seq-len', '256', '--seed', '0']
+    run('compress', `${DEMO}/${folder}`, '-o', ours, '--sparsity', '0.25', '--mode', 'paper', '--allocation', 'uniform', ...calibration)
+    const plan = (folder: string) => JSON.parse(readFileSync(join(folder, 'modegpt_plan.json'), 'utf8'))
+    expect(plan(written).layers.map(widths)).toEqual(plan(ours).layers.map(widths))
+    const report = (folder: string) => JSON.parse(readFileSync(join(folder, 'modegpt_report.json'), 'utf8'))
+    report(written).layers.forEach((layer: Report, i: number) => {
+      const theirs: Report = report(ours).layers[i]
+      for (const module of ['mlp', 'query_key', 'value_output'] as const) {
+        const [here, there] = [layer[module].relative_error, theirs[module].relative_error]
+        expect(Math.abs(here - there)).toBeLessThanOrEqual(1e-3 * there)
+      }
+    })
+    await shown.context().close()
+  })
+})
+
+interface Report {
+  mlp: { relative_error: number }
+  query_key: { relative_error: number }
+  value_output: { relative_error: number }
+}
+
+function widths({ d_ff, d_qk, d_v }: { d_ff: number; d_qk: number; d_v: number }) {
+  return [d_ff, d_qk, d_v]
+}
+
+test('work is stopped, and the page goes on', async () => {
+  const shown = await page.open('#/compress?device=cpu')
+  await shown.locator('button.primary:not(:disabled)').click({ timeout: 60_000 })
+  await shown.getByText('observing the model').waitFor()
+  await shown.getByRole('button', { name: 'Stop' }).click()
+  await shown.locator('.model-line').waitFor({ timeout: 60_000 })
+  await compress(shown)
+  expect(Number(await cell(shown, 'perplexity', 1))).toBeGreaterThan(Number(await cell(shown, 'perplexity', 0)))
+  await shown.setViewportSize({ width: 390, height: 800 })
+  expect(await overflow(shown)).toBe(0)
+  await shown.context().close()
+})
+
+describe('files that are not what they should be', () => {
+  const good = (name: string) => readFileSync(`${DEMO}/opt-tiny-stories/${name}`)
+  const cases: readonly (readonly [string, Record<string, Buffer>, RegExp])[] = [
+    ['no configuration', { 'model.safetensors': good('model.safetensors') }, /config\.json/],
+    ['weights cut off', changed({ 'model.safetensors': good('model.safetensors').subarray(0, 500_000) }), /model\.safetensors/],
+    ['a header that lies', changed({ 'model.safetensors': Buffer.concat([Buffer.from('ffffffffffffff7f', 'hex'), good('model.safetensors')]) }), /model\.safetensors/],
+    ['another model’s configuration', changed({ 'config.json': readFileSync(`${DEMO}/stories260k/config.json`) }), /tensor|embedding/i],
+    ['a configuration that is none', changed({ 'config.json': Buffer.from('{') }), /config\.json/],
+    ['no tokenizer', changed({ 'tokenizer.json': undefined }), /tokenizer/],
+  ]
+
+  function changed(changes: Record<string, Buffer | undefined>): Record<string, Buffer> {
+    const all = { ...Object.fromEntries(['config.json', 'tokenizer.json', 'model.safetensors'].map((name) => [name, good(name)])), ...changes }
+    return Object.fromEntries(Object.entries(all).filter((entry): entry is [string, Buffer] => entry[1] !== undefined))
+  }
+
+  test.each(cases)('%s', async (_title, files, expected) => {
+    const shown = await page.open('#/explore?device=cpu')
+    await shown.getByRole('button', { name: 'Open your own' }).waitFor()
+    await shown.locator('button:has-text("Open your own"):not(:disabled)').waitFor({ timeout: 60_000 })
+    const given = Object.entries(files).map(([name, buffer]) => ({ name, mimeType: 'application/octet-stream', buffer }))
+    await shown.locator('input[type=file]').setInputFiles(given)
+    const problem = shown.getByRole('alert')
+    await problem.waitFor({ timeout: 60_000 })
+    expect(await problem.textContent()).toMatch(expected)
+    await shown.getByRole('button', { name: 'Dismiss' }).click()
+    await shown.getByLabel('Model', { exact: true }).selectOption('llama')
+    await shown.getByText('Llama: 5 layers').waitFor({ timeout: 60_000 })
+    await shown.context().close()
+  })
+
+  test('a good model is opened from files', async () => {
+    const shown = await page.open('#/explore?device=cpu')
+    await shown.locator('button:has-text("Open your own"):not(:disabled)').waitFor({ timeout: 60_000 })
+    const given = Object.entries(changed({})).map(([name, buffer]) => ({ name, mimeType: 'application/octet-stream', buffer }))
+    await shown.locator('input[type=file]').setInputFiles(given)
+    await shown.getByText('OPT: 4 layers').waitFor({ timeout: 60_000 })
+    expect(await shown.getByRole('alert').count()).toBe(0)
+    await shown.context().close()
+  })
+
+  test('five gigabytes are refused before they are read', async () => {
+    const shown = await page.open('#/explore?device=cpu')
+    await shown.locator('button:has-text("Open your own"):not(:disabled)').waitFor({ timeout: 60_000 })
+    const huge = join(work, 'model.safetensors')
+    writeFileSync(huge, '')
+    execFileSync('truncate', ['-s', '5G', huge])
+    await shown.locator('input[type=file]').setInputFiles(huge)
+    await shown.getByRole('alert').waitFor()
+    expect(await shown.getByRole('alert').textContent()).toContain('5.4 GB')
+    await shown.context().close()
+  })
+})

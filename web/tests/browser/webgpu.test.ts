@@ -1,0 +1,33 @@
+/** The same numbers on WebGPU: by the browser's software adapter, so the texts are short. */
+import { readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+
+import { expect, test } from 'vitest'
+
+import { studio } from './harness.ts'
+
+const page = studio(['--enable-unsafe-webgpu'])
+const stories = readFileSync(fileURLToPath(new URL('../../../cli/demo/held-out.txt', import.meta.url)), 'utf8')
+
+/** Perplexity before and after. */
+async function compressed(device: 'cpu' | 'webgpu'): Promise<number[]> {
+  const shown = await page.open(`#/compress?device=${device}&sparsity=0.25`)
+  await shown.getByText('Texts of your own').click()
+  await shown.getByLabel('calibration text').fill(stories.slice(0, 2_000))
+  await shown.getByLabel('text to be scored').fill(stories.slice(2_000, 2_400))
+  await shown.getByLabel('begin of a text').fill('One day')
+  await shown.locator('button.primary:not(:disabled)').click({ timeout: 170_000 })
+  await shown.locator('.result:not(:has-text("…"))').waitFor({ timeout: 600_000 })
+  const name = await shown.locator('.device').textContent()
+  expect(name).toContain(device === 'cpu' ? 'the processor' : 'webgpu')
+  const row = shown.locator('.result tr', { hasText: 'perplexity' }).locator('td')
+  const found = [Number(await row.nth(0).textContent()), Number(await row.nth(1).textContent())]
+  await shown.context().close()
+  return found
+}
+
+test('a model is compressed on WebGPU as it is on the processor', { timeout: 900_000 }, async () => {
+  const [cpu, gpu] = [await compressed('cpu'), await compressed('webgpu')]
+  expect(cpu[1]).toBeGreaterThan(cpu[0] ?? Infinity)
+  gpu.forEach((perplexity, i) => expect(perplexity / (cpu[i] ?? NaN)).toBeCloseTo(1, 3))
+})

@@ -1,0 +1,54 @@
+// Pictures of every view, at desktop and phone size, light and dark, to be looked at:
+//
+//   node tests/screenshots.mjs OUT [VIEW …]
+//
+// The page must have been built; the views that need the core are taken with the bundled model.
+import { mkdirSync } from 'node:fs'
+
+import { chromium } from 'playwright-core'
+import { preview } from 'vite'
+
+const [out = 'screenshots', ...wanted] = process.argv.slice(2)
+mkdirSync(out, { recursive: true })
+const server = await preview({ preview: { port: 0, host: '127.0.0.1' } })
+const { port } = server.httpServer.address()
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: ['--headless=new', '--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+})
+
+const VIEWS = {
+  svd: '#/learn/svd',
+  metric: '#/learn/metric',
+  nystrom: '#/learn/nystrom',
+  cr: '#/learn/cr?pairs=broken',
+  allocation: '#/learn/allocation',
+  explore: '#/explore?device=cpu&matrix=down&layer=1',
+  compress: '#/compress?device=cpu&sparsity=0.3',
+}
+const ACTIONS = {
+  async explore(page) {
+    await page.getByRole('button', { name: 'Observe the model on a text' }).click({ timeout: 120_000 })
+    await page.getByText('Three ways to cut').waitFor({ timeout: 240_000 })
+  },
+  async compress(page) {
+    await page.locator('button.primary:not(:disabled)').click({ timeout: 120_000 })
+    await page.locator('.result:not(:has-text("…"))').waitFor({ timeout: 240_000 })
+  },
+}
+for (const [view, hash] of Object.entries(VIEWS)) {
+  if (wanted.length > 0 && !wanted.includes(view)) continue
+  for (const [size, width, colorScheme] of [['desktop', 1280, 'light'], ['phone', 390, 'dark']]) {
+    const page = await browser.newPage({ viewport: { width, height: 860 }, deviceScaleFactor: 1, colorScheme })
+    page.on('console', (m) => m.type() === 'error' && console.error(view, size, m.text()))
+    page.on('pageerror', (error) => console.error(view, size, error.message))
+    await page.goto(`http://127.0.0.1:${port}/${hash}`)
+    await page.waitForTimeout(700)
+    await ACTIONS[view]?.(page)
+    await page.waitForTimeout(300)
+    await page.screenshot({ path: `${out}/${view}-${size}.png`, fullPage: true })
+    await page.close()
+  }
+}
+await browser.close()
+await server.close()

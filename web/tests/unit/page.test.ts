@@ -1,0 +1,93 @@
+import { describe, expect, test } from 'vitest'
+
+import { typesetFormula } from '../../build/formulas.ts'
+import { byHand, predictedLoss, softmaxSteps, solvedSteps } from '../../www/src/lessons/allocation.tsx'
+import formulas from '../../www/src/lessons/formulas.json'
+import measured from '../../www/src/lessons/measured.json'
+import { DOWN, HIDDEN } from '../../www/src/lessons/nystrom.tsx'
+import { lighthouse } from '../../www/src/lessons/picture.ts'
+import { choices, refitError } from '../../www/src/math/nystrom.ts'
+import { lostShares, svd } from '../../www/src/math/svd.ts'
+import { formatPlace, parsePlace } from '../../www/src/place.ts'
+import { tar } from '../../www/src/ui/download.ts'
+import { bytes, grouped, percent, short } from '../../www/src/ui/number.ts'
+import { linear, logarithmic, niceTicks } from '../../www/src/ui/scale.ts'
+
+describe('addresses', () => {
+  test('a place survives the address', () => {
+    for (const hash of ['#/learn/svd', '#/learn/cr?kept=0.2&pairs=broken', '#/explore?layer=2&matrix=value%C2%B7output', '#/compress?sparsity=0.25']) {
+      expect(formatPlace(parsePlace(hash))).toBe(hash)
+    }
+  })
+
+  test('nonsense is the first lesson', () => {
+    for (const hash of ['', '#', '#/nowhere', '#//?&=', '#/learn/nothing']) {
+      expect(parsePlace(hash)).toMatchObject({ view: 'learn', lesson: 'svd' })
+    }
+  })
+})
+
+describe('numbers', () => {
+  test('are short and say their unit', () => {
+    expect([0, 1.2345, 0.00012, 123456, 2e-9].map(short)).toEqual(['0', '1.23', '1.2·10⁻⁴', '1.2·10⁵', '2·10⁻⁹'])
+    expect([grouped(1234567), percent(0.1234), bytes(1345184), bytes(100)]).toEqual(['1\u202f234\u202f567', '12.3 %', '1.3 MiB', '100 B'])
+  })
+
+  test('scales go where they should, with round ticks', () => {
+    const scale = linear([0, 10], [100, 200])
+    expect([scale(0), scale(5), scale(10)]).toEqual([100, 150, 200])
+    expect(niceTicks(0, 1, 5)).toEqual([0, 0.2, 0.4, 0.6, 0.8, 1])
+    const powers = logarithmic([0.001, 10], [0, 4])
+    expect(powers(0.1)).toBeCloseTo(2, 12)
+    expect(powers(0)).toBe(0)
+    expect(powers.ticks.length).toBeGreaterThan(1)
+  })
+})
+
+describe('lessons', () => {
+  test('every formula is sound, and says which symbols light up', () => {
+    for (const tex of Object.values(formulas)) expect(typesetFormula(tex)).toContain('data-symbol="')
+  })
+
+  test('the picture is worth truncating: 12 of 96 terms hold 99 % of its energy', () => {
+    const { data } = lighthouse()
+    expect(Math.min(...data)).toBeGreaterThanOrEqual(0)
+    expect(Math.max(...data)).toBeLessThanOrEqual(1)
+    expect(lostShares(svd(lighthouse()).values)[12]).toBeLessThan(0.01)
+  })
+
+  test('among the hidden units three can carry nearly all, and not any three', () => {
+    const errors = choices(8, 3).map((kept) => refitError(HIDDEN, DOWN, kept))
+    expect(Math.min(...errors)).toBeLessThan(0.1)
+    expect(Math.max(...errors)).toBeGreaterThan(0.4)
+  })
+
+  test('the solver spends the budget and is not beaten by the paper’s rule', () => {
+    const spent = (steps: number[]) => steps.reduce((a, b) => a + b, 0)
+    const solved = solvedSteps()
+    for (const epsilon of [0.05, 0.2, 1, 10]) {
+      const steps = softmaxSteps(epsilon)
+      expect(spent(steps)).toBe(spent(solved))
+      expect(predictedLoss(solved)).toBeLessThanOrEqual(predictedLoss(steps))
+    }
+  })
+
+  test('a plan by hand has the widths that were measured', () => {
+    const layer = { index: 0, block_influence: 0, sparsity: 0, d_ff: 384, d_qk: 32, d_v: 32 }
+    const plan = { target: 0, totals: { block_params_before: 1, block_params_after: 1, sparsity: 0 }, layers: [layer, layer] }
+    expect(byHand(plan, [0, 3]).layers.map(({ d_ff }) => d_ff)).toEqual([384, measured.widths[3]?.d_ff])
+  })
+})
+
+test('an archive is one that tar can read', async () => {
+  const { execFileSync } = await import('node:child_process')
+  const files = [
+    { name: 'config.json', content: new TextEncoder().encode('{}') },
+    { name: 'model.safetensors', content: new Uint8Array(1000).fill(7) },
+  ]
+  const archive = Buffer.concat(tar('folder', files))
+  expect(archive.length % 512).toBe(0)
+  const listed = execFileSync('tar', ['-tvf', '-'], { input: archive, encoding: 'utf8' })
+  expect(listed).toMatch(/2 .*folder\/config\.json\n.* 1000 .*folder\/model\.safetensors/)
+  expect(execFileSync('tar', ['-xOf', '-', 'folder/config.json'], { input: archive, encoding: 'utf8' })).toBe('{}')
+})

@@ -1,0 +1,197 @@
+/**
+ * What page and worker say to each other. The types of the core's JSON stand here once; `tests/unit/protocol.test.ts`
+ * holds them against JSON that the core wrote.
+ */
+
+/** What a model is. */
+export interface Summary {
+  family: string
+  vocab: number
+  dModel: number
+  nHeads: number
+  nKvHeads: number
+  dHead: number
+  context: number
+  rotary: boolean
+  gated: boolean
+  activation: string
+  norm: string
+  params: number
+  blockParams: number
+  bytes: number
+  dtype: string
+  fingerprint: string
+  rounding: { ff: number; head: number }
+  layers: LayerSummary[]
+}
+
+export interface LayerSummary {
+  dFf: number
+  dQk: number
+  dV: number
+  /** Linear weights of MLP, query and key, value and output. */
+  params: number[]
+}
+
+/** Singular values of one matrix, descending. */
+export interface Spectrum {
+  matrix: string
+  kv_head?: number
+  rows: number
+  cols: number
+  largest: number
+  stable_rank: number
+  effective_rank: number
+  rank_90: number
+  rank_99: number
+  singular_values: number[]
+}
+
+/** A layer in the metric of the data. Energies are means over tokens. */
+export interface ActivationSpectra {
+  n_tokens: number
+  block_influence: number
+  hidden: number[]
+  hidden_energy: number[]
+  leverage: number[]
+  value_output: number[][]
+  query_key: number[][]
+  rotary_frequencies: number[][]
+  down_errors: DownErrors
+}
+
+/** Error of the best down map of each rank, in the metric of the data, by how the rank was cut. */
+export interface DownErrors {
+  plain: number[]
+  row_weighted: number[]
+  whitened: number[]
+}
+
+export interface StatisticsSummary {
+  samples: number
+  seqLen: number
+  tokenHash: string
+  blockInfluence: number[]
+}
+
+export interface Widths {
+  d_ff: number
+  d_qk: number
+  d_v: number
+}
+
+export interface LayerPlan extends Widths {
+  index: number
+  block_influence: number
+  sparsity: number
+}
+
+/** A plan; only what the page shows or edits is typed, the rest travels untouched. */
+export interface Plan {
+  target: number
+  totals: { block_params_before: number; block_params_after: number; sparsity: number }
+  layers: LayerPlan[]
+}
+
+export interface ModuleReport {
+  relative_error: number
+  condition: number | null
+  fallbacks: number
+}
+
+export interface LayerReport {
+  index: number
+  sparsity: number
+  before: Widths
+  after: Widths
+  mlp: ModuleReport
+  query_key: ModuleReport
+  value_output: ModuleReport
+}
+
+export interface Report {
+  totals: { block_params_before: number; block_params_after: number; sparsity: number }
+  fallbacks: number
+  layers: LayerReport[]
+}
+
+export interface Evaluation {
+  perplexity: number
+  n_tokens: number
+  n_windows: number
+  seq_len: number
+  stride: number
+  top1_accuracy: number
+  token_hash: string
+}
+
+export interface WriteResult {
+  text: string
+  nTokens: number
+}
+
+export interface CalibrationRequest {
+  samples: number
+  seqLen: number
+  seed: number
+  batchTokens: number
+}
+
+export interface PlanRequest {
+  sparsity: number
+  mode: 'paper' | 'best'
+  /** As the mode does if left out. */
+  allocation?: 'paper' | 'uniform' | 'error-curves' | { epsilon: number }
+}
+
+export interface DeviceInfo {
+  kind: DeviceKind
+  name: string
+  maxTensorBytes: number
+  gflops: number
+}
+
+export type DeviceKind = 'cpu' | 'webgpu'
+
+/** A model that comes with the page, by the name of its folder, or files that the reader brought. */
+export type ModelSource =
+  | { readonly kind: 'bundled'; readonly name: string }
+  | { readonly kind: 'files'; readonly name: string; readonly files: readonly File[] }
+
+export type Side = 'dense' | 'compressed'
+
+/** Every question to the worker, and its answer. Questions are answered one at a time, in order. */
+export interface Questions {
+  device: { ask: { kind: DeviceKind }; answer: DeviceInfo }
+  open: { ask: { source: ModelSource; base: string }; answer: Summary }
+  spectra: { ask: { layer: number }; answer: Spectrum[] }
+  weight: { ask: { layer: number; matrix: string }; answer: { rows: number; cols: number; data: Float32Array } }
+  calibrate: { ask: { text: string; request: CalibrationRequest }; answer: StatisticsSummary }
+  activations: { ask: { layer: number }; answer: ActivationSpectra }
+  plan: { ask: { request: PlanRequest }; answer: Plan }
+  compress: { ask: { plan: Plan }; answer: { report: Report; summary: Summary } }
+  perplexity: { ask: { side: Side; text: string; seqLen: number; maxWindows: number | undefined }; answer: Evaluation }
+  write: {
+    ask: { side: Side; prompt: string; maxNewTokens: number; temperature: number }
+    answer: WriteResult & { tokensPerSecond: number }
+  }
+  files: { ask: Record<never, never>; answer: { name: string; content: Uint8Array<ArrayBuffer> }[] }
+}
+
+export type Topic = keyof Questions
+export type Ask<T extends Topic> = Questions[T]['ask']
+export type Answer<T extends Topic> = Questions[T]['answer']
+
+/** Long work tells how far it is; compression sends each layer's report, writing each piece of text. */
+export type Progress =
+  | { readonly done: number; readonly of: number }
+  | { readonly layer: LayerReport }
+  | { readonly piece: string }
+
+export type ToWorker = { [T in Topic]: { id: number; topic: T; ask: Ask<T> } }[Topic]
+
+export type FromWorker =
+  | { id: number; kind: 'progress'; progress: Progress }
+  | { id: number; kind: 'answer'; answer: Answer<Topic> }
+  | { id: number; kind: 'error'; message: string }
+  | { id: number; kind: 'crash'; message: string }

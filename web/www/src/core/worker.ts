@@ -1,0 +1,174 @@
+/// <reference lib="webworker" />
+/** The core in a worker: opens what it is told to and answers questions, one at a time. */
+import init, { Device, Files, Model, onPanic, type Compressed, type Statistics } from '../../core/modegpt_web.js'
+import type { Answer, Ask, FromWorker, LayerReport, ModelSource, Progress, Side, ToWorker, Topic } from './protocol.ts'
+
+const LEVERAGE_RIDGE = 1e-3
+const BATCH_TOKENS = 1024
+
+let device: Device | undefined
+let dense: Model | undefined
+let statistics: Statistics | undefined
+let compressed: { model: Model; result: Compressed } | undefined
+let panic: string | undefined
+
+const ready = init().then(() => onPanic((message: string) => (panic = message)))
+let last: Promise<void> = Promise.resolve()
+
+self.onmessage = ({ data }: MessageEvent<ToWorker>) => {
+  last = last.then(() => answer(data))
+}
+
+async function answer(message: ToWorker): Promise<void> {
+  const { id, topic } = message
+  const tell = (progress: Progress) => post({ id, kind: 'progress', progress })
+  try {
+    await ready
+    const answers = topics[topic] as (ask: Ask<Topic>, tell: (progress: Progress) => void) => Promise<Answer<Topic>>
+    const answer = await answers(message.ask, tell)
+    post({ id, kind: 'answer', answer })
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error)
+    if (panic !== undefined || error instanceof WebAssembly.RuntimeError) {
+      post({ id, kind: 'crash', message: panic ?? message })
+    } else post({ id, kind: 'error', message })
+  }
+}
+
+function post(message: FromWorker): void {
+  self.postMessage(message)
+}
+
+type Topics = { [T in Topic]: (ask: Ask<T>, tell: (progress: Progress) => void) => Promise<Answer<T>> }
+
+const topics: Topics = {
+  async device({ kind }) {
+    const opened = kind === 'webgpu' ? await Device.webgpu() : Device.cpu()
+    device?.free()
+    device = opened
+    return { kind, name: opened.name, maxTensorBytes: opened.maxTensorBytes, gflops: await gflops(opened) }
+  },
+
+  async open({ source, base }) {
+    const model = Model.open(await read(source, base))
+    forget()
+    dense = model
+    return JSON.parse(model.summary())
+  },
+
+  async spectra({ layer }) {
+    return JSON.parse(opened().weightSpectra(layer))
+  },
+
+  async weight({ layer, matrix }) {
+    const weight = opened().weight(layer, matrix)
+    return { rows: weight.rows, cols: weight.cols, data: weight.values() }
+  },
+
+  async calibrate({ text, request }, tell) {
+    const progress = (done: number, of: number) => tell({ done, of })
+    const seen = await opened().calibrate(computing(), text, JSON.stringify(request), progress)
+    statistics?.free()
+    statistics = seen
+    return JSON.parse(seen.summary())
+  },
+
+  async activations({ layer }) {
+    return JSON.parse(opened().activationSpectra(layer, observed(), LEVERAGE_RIDGE))
+  },
+
+  async plan({ request }) {
+    return JSON.parse(opened().plan(observed(), JSON.stringify(request)))
+  },
+
+  async compress({ plan }, tell) {
+    const progress = (json: string) => tell({ layer: JSON.parse(json) as LayerReport })
+    const result = opened().compress(observed(), JSON.stringify(plan), progress)
+    const model = Model.open(result.files())
+    compressed = { model, result }
+    return { report: JSON.parse(result.report()), summary: JSON.parse(model.summary()) }
+  },
+
+  async perplexity({ side, text, seqLen, maxWindows }, tell) {
+    const request = { seqLen, maxWindows, batchTokens: BATCH_TOKENS }
+    const progress = (done: number, of: number) => tell({ done, of })
+    return JSON.parse(await chosen(side).perplexity(computing(), text, JSON.stringify(request), progress))
+  },
+
+  async write({ side, prompt, maxNewTokens, temperature }, tell) {
+    const request = { maxNewTokens, temperature, seed: 0 }
+    let begin: number | undefined
+    const piece = (text: string) => {
+      begin ??= performance.now()
+      tell({ piece: text })
+    }
+    const result = JSON.parse(await chosen(side).write(computing(), prompt, JSON.stringify(request), piece))
+    const seconds = (performance.now() - (begin ?? performance.now())) / 1000
+    return { ...result, tokensPerSecond: seconds > 0 ? (result.nTokens - 1) / seconds : 0 }
+  },
+
+  async files() {
+    if (compressed === undefined) throw new Error('nothing has been compressed yet')
+    const files = compressed.result.files()
+    const content = (name: string) => files.get(name) as Uint8Array<ArrayBuffer>
+    return files.names().map((name) => ({ name, content: content(name) }))
+  },
+}
+
+function forget(): void {
+  dense?.free()
+  statistics?.free()
+  compressed?.model.free()
+  compressed?.result.free()
+  dense = statistics = compressed = undefined
+}
+
+function opened(): Model {
+  if (dense === undefined) throw new Error('no model is open')
+  return dense
+}
+
+function observed(): Statistics {
+  if (statistics === undefined) throw new Error('the model has not been observed on a text yet')
+  return statistics
+}
+
+function computing(): Device {
+  if (device === undefined) throw new Error('no device is open')
+  return device
+}
+
+function chosen(side: Side): Model {
+  if (side === 'dense') return opened()
+  if (compressed === undefined) throw new Error('nothing has been compressed yet')
+  return compressed.model
+}
+
+async function read(source: ModelSource, base: string): Promise<Files> {
+  const files = new Files()
+  if (source.kind === 'files') {
+    for (const file of source.files) files.add(file.name, new Uint8Array(await file.arrayBuffer()))
+    return files
+  }
+  const names = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'model.safetensors']
+  const load = async (name: string) => {
+    const response = await fetch(new URL(`${source.name}/${name}`, base))
+    if (!response.ok) throw new Error(`cannot load ${source.name}/${name}: ${response.status} ${response.statusText}`)
+    return [name, new Uint8Array(await response.arrayBuffer())] as const
+  }
+  for (const [name, content] of await Promise.all(names.map(load))) files.add(name, content)
+  return files
+}
+
+/** Of a square product, the best of some, after one to warm up; few and small ones on slow devices. */
+async function gflops(device: Device): Promise<number> {
+  const time = async (n: number) => {
+    const begin = performance.now()
+    if ((await device.multiply(n)) !== n) throw new Error(`${device.name} multiplies wrongly`)
+    return (performance.now() - begin) / 1000
+  }
+  await time(64)
+  const rate = async (n: number) => (2 * n ** 3) / (await time(n)) / 1e9
+  const small = Math.max(await rate(128), await rate(128))
+  return small < 0.5 ? small : Math.max(small, await rate(512), await rate(512))
+}

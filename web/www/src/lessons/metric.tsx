@@ -1,0 +1,170 @@
+import { useMemo, useRef } from 'preact/hooks'
+
+import { energyUnder, lowRank, type Metric } from '../math/low_rank.ts'
+import { Matrix } from '../math/matrix.ts'
+import { normal } from '../math/random.ts'
+import { useNumber } from '../place.ts'
+import { Slider } from '../ui/controls.tsx'
+import { Formula, Lighting, Symbol } from '../ui/formula.tsx'
+import { percent } from '../ui/number.ts'
+
+const WEIGHT = Matrix.rowsOf([
+  [1.15, 0.35],
+  [-0.25, 0.8],
+])
+const N_POINTS = 90
+const METRICS: readonly (readonly [Metric, string, string])[] = [
+  ['plain', 'plain SVD', 'sees the weight alone'],
+  ['rows', 'row weights (FWSVD)', 'sees how large each input is'],
+  ['whitened', 'whitened SVD', 'sees which inputs come together'],
+]
+
+/** Inputs with the given spread along a direction and across it. */
+function cloud(degrees: number, along: number, across: number): Matrix {
+  const next = normal(7)
+  const angle = (degrees * Math.PI) / 180
+  return Matrix.rowsOf(
+    Array.from({ length: N_POINTS }, () => {
+      const [a, b] = [along * next(), across * next()]
+      return [a * Math.cos(angle) - b * Math.sin(angle), a * Math.sin(angle) + b * Math.cos(angle)]
+    }),
+  )
+}
+
+export function MetricLesson() {
+  const [angle, setAngle] = useNumber('angle', 125, 0, 180)
+  const [along, setAlong] = useNumber('along', 1.1, 0.2, 1.4)
+  const [across, setAcross] = useNumber('across', 0.22, 0.05, 1)
+  const inputs = useMemo(() => cloud(angle, along, across), [angle, along, across])
+  const gram = useMemo(() => inputs.gram, [inputs])
+  const found = METRICS.map(([metric]) => {
+    const weight = lowRank(WEIGHT, gram, 1, metric)
+    return { weight, error: energyUnder(gram, WEIGHT.minus(weight)) / energyUnder(gram, WEIGHT) }
+  })
+  return (
+    <Lighting class="lesson-body">
+      <p>
+        Truncation answers the question: which matrix is nearest? But nearest for whom? A layer never sees all inputs. It sees{' '}
+        <Symbol name="data">its data</Symbol>, and data lies in few directions. An error that no input ever meets costs nothing.
+      </p>
+      <p class="do">Drag the tip of the cloud. Each method turns the weight into one of rank 1; short threads are small errors.</p>
+      <figure class="panel">
+        <div class="metric-figure">
+          <div>
+            <InputPlane inputs={inputs} angle={angle} along={along} onDrag={(angle, along) => (setAngle(angle), setAlong(along))} />
+            <p class="caption">the inputs x</p>
+          </div>
+          {METRICS.map(([metric, title, remark], i) => (
+            <div key={metric} class={metric === 'whitened' ? 'best' : undefined}>
+              <OutputPlane inputs={inputs} weight={found[i]?.weight ?? WEIGHT} title={title} />
+              <p class="caption">
+                <b>{title}</b> <span class="error">{percent(found[i]?.error ?? 0)} lost</span>
+                <br />
+                {remark}
+              </p>
+            </div>
+          ))}
+        </div>
+        <Slider label="direction" value={angle} onChange={setAngle} min={0} max={180} show={(v) => `${Math.round(v)}°`} symbol="data" />
+        <Slider label="length" value={along} onChange={setAlong} min={0.2} max={1.4} step={0.01} show={(v) => v.toFixed(2)} symbol="data" />
+        <Slider label="width" value={across} onChange={setAcross} min={0.05} max={1} step={0.01} show={(v) => v.toFixed(2)} symbol="data" />
+      </figure>
+      <Formula name="metric" />
+      <p>
+        Plain SVD keeps the direction that the <Symbol name="exact">weight</Symbol> stretches most, wherever the data may be. Row weights
+        know that one coordinate is larger than another, which helps while the cloud lies along an axis, and is of no use at 45°. The
+        whitened SVD measures in <Symbol name="data">C</Symbol>, the Gram matrix of the inputs, so that its error <em>is</em> the error of
+        the outputs. It is never worse than the others. Make the cloud round, and all three agree: then data says nothing.
+      </p>
+      <p>
+        This is what calibration is for: a few thousand words of text, passed once through the model, to learn C. In{' '}
+        <a href="#/explore?matrix=down">Explore</a> the same three methods are compared on the real maps of a model.
+      </p>
+    </Lighting>
+  )
+}
+
+const HALF = 100
+const UNIT = 34
+
+interface InputPlaneProps {
+  inputs: Matrix
+  angle: number
+  along: number
+  onDrag: (degrees: number, along: number) => void
+}
+
+function InputPlane({ inputs, angle, along, onDrag }: InputPlaneProps) {
+  const plane = useRef<SVGSVGElement>(null)
+  const reach = 2 * along * UNIT
+  const radians = (angle * Math.PI) / 180
+  const tip = [reach * Math.cos(radians), -reach * Math.sin(radians)] as const
+  const drag = (event: PointerEvent) => {
+    const box = plane.current?.getBoundingClientRect()
+    if (box === undefined || event.buttons !== 1) return
+    const scale = (2 * HALF) / box.width
+    const [x, y] = [(event.clientX - box.left) * scale - HALF, HALF - (event.clientY - box.top) * scale]
+    const degrees = ((Math.atan2(y, x) * 180) / Math.PI + 360) % 180
+    onDrag(Math.round(degrees), Math.min(1.4, Math.max(0.2, Math.hypot(x, y) / (2 * UNIT))))
+  }
+  return (
+    <svg
+      ref={plane}
+      class="plane"
+      viewBox={`${-HALF} ${-HALF} ${2 * HALF} ${2 * HALF}`}
+      role="img"
+      aria-label={`Inputs, spread along ${Math.round(angle)} degrees`}
+      data-symbol="data"
+      onPointerDown={(event) => {
+        event.currentTarget.setPointerCapture(event.pointerId)
+        drag(event)
+      }}
+      onPointerMove={drag}
+    >
+      <Cross />
+      <Points points={inputs} tone="data" />
+      <line class="stem" x1={-tip[0]} y1={-tip[1]} x2={tip[0]} y2={tip[1]} />
+      <circle class="handle" cx={tip[0]} cy={tip[1]} r="8" />
+    </svg>
+  )
+}
+
+function OutputPlane({ inputs, weight, title }: { inputs: Matrix; weight: Matrix; title: string }) {
+  const exact = inputs.times(WEIGHT)
+  const near = inputs.times(weight)
+  return (
+    <svg class="plane" viewBox={`${-HALF} ${-HALF} ${2 * HALF} ${2 * HALF}`} role="img" aria-label={`Outputs by ${title}`}>
+      <Cross />
+      {Array.from({ length: exact.rows }, (_, i) => {
+        const [[x1, y1], [x2, y2]] = [at(exact, i), at(near, i)]
+        return <line key={i} class="thread" x1={x1} y1={y1} x2={x2} y2={y2} />
+      })}
+      <Points points={exact} tone="ink" symbol="exact" />
+      <Points points={near} tone="kept" symbol="approximation" />
+    </svg>
+  )
+}
+
+function Points({ points, tone, symbol }: { points: Matrix; tone: string; symbol?: string }) {
+  return (
+    <g data-symbol={symbol}>
+      {Array.from({ length: points.rows }, (_, i) => {
+        const [x, y] = at(points, i)
+        return <circle key={i} class={`point ${tone}`} cx={x} cy={y} r="1.9" />
+      })}
+    </g>
+  )
+}
+
+function Cross() {
+  return (
+    <g class="axes" aria-hidden="true">
+      <line class="grid" x1={-HALF} x2={HALF} y1="0" y2="0" />
+      <line class="grid" x1="0" x2="0" y1={-HALF} y2={HALF} />
+    </g>
+  )
+}
+
+function at(points: Matrix, row: number): [number, number] {
+  return [UNIT * points.get(row, 0), -UNIT * points.get(row, 1)]
+}

@@ -1,0 +1,126 @@
+import { useMemo } from 'preact/hooks'
+
+import { Matrix } from '../math/matrix.ts'
+import { choices, dropError, leverageScores, mixing, refitError } from '../math/nystrom.ts'
+import { normal } from '../math/random.ts'
+import { useIndices } from '../place.ts'
+import { Figure } from '../ui/controls.tsx'
+import { Formula, Lighting, Symbol } from '../ui/formula.tsx'
+import { percent } from '../ui/number.ts'
+
+const N_UNITS = 8
+const N_TOKENS = 44
+const RIDGE = 0.02
+
+/** Eight hidden units that follow three causes, some of them twice: activations after ReLU, one row a token. */
+export const HIDDEN = ((): Matrix => {
+  const next = normal(21)
+  const causes = Array.from({ length: 3 }, () => {
+    let level = 0
+    return Array.from({ length: N_TOKENS }, () => (level = 0.72 * level + 0.7 * next()))
+  })
+  const follows = [
+    [1, 0, 0],
+    [0.9, 0.1, 0],
+    [0, 1, 0],
+    [0.5, 0.6, 0],
+    [0, -1, 0.2],
+    [0, 0, 1],
+    [0.1, 0, -0.9],
+    [0.4, 0.3, 0.5],
+  ]
+  return Matrix.from(N_TOKENS, N_UNITS, (token, unit) => {
+    const mixed = (follows[unit] ?? []).reduce((sum, share, cause) => sum + share * (causes[cause]?.[token] ?? 0), 0)
+    return Math.max(0, 0.35 + mixed + 0.06 * next())
+  })
+})()
+
+export const DOWN = ((): Matrix => {
+  const next = normal(5)
+  return Matrix.from(N_UNITS, 4, () => next())
+})()
+
+export function NystromLesson() {
+  const [kept, setKept] = useIndices('kept', [0, 1, 2], N_UNITS)
+  const scores = useMemo(() => leverageScores(HIDDEN.gram, RIDGE), [])
+  const k = kept.length
+  const byLeverage = useMemo(() => largest(scores, k), [scores, k])
+  const best = useMemo(() => (k === 0 ? [] : bestChoice(k)), [k])
+  const rebuilt = useMemo(() => (k === 0 ? undefined : HIDDEN.columns(kept).times(mixing(HIDDEN.gram, kept))), [kept.join()])
+  const toggle = (unit: number) => setKept(kept.includes(unit) ? kept.filter((other) => other !== unit) : [...kept, unit])
+  return (
+    <Lighting class="lesson-body">
+      <p>
+        Between the two maps of an MLP stand its hidden units. Here are eight, and what they do over {N_TOKENS} tokens. Many say the same
+        thing, so some can go, if the <Symbol name="kept">ones that stay</Symbol> carry the <Symbol name="dropped">others’</Symbol> part.
+      </p>
+      <p class="do">Choose which units stay. Which three would you keep?</p>
+      <figure class="panel">
+        <div class="units">
+          {Array.from({ length: N_UNITS }, (_, unit) => {
+            const stays = kept.includes(unit)
+            return (
+              <button
+                type="button"
+                key={unit}
+                class={`unit ${stays ? 'kept' : 'dropped'}`}
+                aria-pressed={stays}
+                data-symbol={stays ? 'kept' : 'dropped'}
+                onClick={() => toggle(unit)}
+              >
+                <span class="name">unit {unit + 1}</span>
+                <Activity exact={HIDDEN.column(unit)} rebuilt={stays ? undefined : rebuilt?.column(unit)} />
+                <span class="score" data-symbol="leverage" title="ridge leverage score">
+                  <span style={{ width: `${100 * (scores[unit] ?? 0)}%` }} />
+                </span>
+                <span class="state">{stays ? 'stays' : 'goes'}</span>
+              </button>
+            )
+          })}
+        </div>
+        <div class="numbers">
+          <Figure value={percent(dropError(HIDDEN, DOWN, kept))} label="lost, the others cut off" tone="lost" />
+          <Figure value={percent(refitError(HIDDEN, DOWN, kept))} label="lost, the others carried" tone="kept" symbol="refit" />
+          <Figure value={k === 0 ? '–' : percent(refitError(HIDDEN, DOWN, byLeverage))} label={`by leverage, ${k} units`} symbol="leverage" />
+          <Figure value={k === 0 ? '–' : percent(refitError(HIDDEN, DOWN, best))} label={`the best ${k} of all choices`} />
+        </div>
+        <div class="buttons">
+          <button type="button" disabled={k === 0} onClick={() => setKept(byLeverage)}>
+            Choose by leverage
+          </button>
+          <button type="button" disabled={k === 0} onClick={() => setKept(best)}>
+            Show the best {k}
+          </button>
+        </div>
+      </figure>
+      <Formula name="nystrom" />
+      <p>
+        Where a unit goes, the thin line is what the kept units make of it. The down map is fitted anew by least squares, so that it
+        takes their word for the missing ones. That is why two units that say the same are one too many, and why a loud unit may go while a
+        lonely one must stay: the <Symbol name="leverage">leverage score</Symbol> is large for units that no others can replace. Trying
+        all choices is possible for eight units, and hopeless for a thousand. The scores of a real layer are in{' '}
+        <a href="#/explore?matrix=up">Explore</a>.
+      </p>
+    </Lighting>
+  )
+}
+
+function largest(scores: readonly number[], k: number): number[] {
+  const order = scores.map((_, i) => i).sort((a, b) => (scores[b] ?? 0) - (scores[a] ?? 0))
+  return order.slice(0, k).sort((a, b) => a - b)
+}
+
+function bestChoice(k: number): number[] {
+  const all = choices(N_UNITS, k).map((kept) => ({ kept, error: refitError(HIDDEN, DOWN, kept) }))
+  return all.reduce((best, one) => (one.error < best.error ? one : best)).kept
+}
+
+function Activity({ exact, rebuilt }: { exact: readonly number[]; rebuilt: readonly number[] | undefined }) {
+  const path = (values: readonly number[]) => values.map((value, i) => `${(i * 200) / (N_TOKENS - 1)},${36 - 13 * value}`).join(' ')
+  return (
+    <svg viewBox="0 0 200 38" preserveAspectRatio="none" aria-hidden="true">
+      <polygon class="exact" points={`0,36 ${path(exact)} 200,36`} />
+      {rebuilt !== undefined && <polyline class="rebuilt" points={path(rebuilt)} />}
+    </svg>
+  )
+}

@@ -1,0 +1,89 @@
+import { useMemo, useState } from 'preact/hooks'
+
+import { Matrix } from '../math/matrix.ts'
+import { lostShares, svd, truncated } from '../math/svd.ts'
+import { useNumber } from '../place.ts'
+import { Chart } from '../ui/chart.tsx'
+import { Figure } from '../ui/controls.tsx'
+import { Formula, Lighting, Symbol } from '../ui/formula.tsx'
+import { Heatmap } from '../ui/heatmap.tsx'
+import { grouped, percent } from '../ui/number.ts'
+import { lighthouse, PICTURE_SIZE } from './picture.ts'
+import { OnRealLayer } from './real_layer.tsx'
+
+interface Subject {
+  readonly title: string
+  readonly matrix: Matrix
+  readonly look: 'photograph' | 'signed'
+}
+
+const PICTURE: Subject = { title: 'a picture', matrix: lighthouse(), look: 'photograph' }
+
+export function SvdLesson() {
+  const [subject, setSubject] = useState<Subject>(PICTURE)
+  const { title, matrix, look } = subject
+  const decomposition = useMemo(() => svd(matrix), [matrix])
+  const n = decomposition.values.length
+  const [asked, setRank] = useNumber('rank', 8, 0, Math.max(n, PICTURE_SIZE))
+  const rank = Math.min(asked, n)
+  const cut = useMemo(() => truncated(decomposition, rank), [decomposition, rank])
+  const lost = useMemo(() => lostShares(decomposition.values)[rank] ?? 0, [decomposition, rank])
+  const numbers = rank * (matrix.rows + matrix.cols)
+  const scale = Math.max(...matrix.data.map(Math.abs))
+  const size = `${matrix.rows} × ${matrix.cols}`
+  return (
+    <Lighting class="lesson-body">
+      <p>
+        Any <Symbol name="matrix">matrix</Symbol> is a sum of simple ones. Each <Symbol name="kept">term</Symbol> is one column times
+        one row, with a weight <i>σ</i> in front, and the weights fall. Keep the first <Symbol name="rank">r</Symbol> terms and you
+        have the best matrix that so few numbers can make; what you lose is the sum of the <Symbol name="lost">squares you left out</Symbol>.
+      </p>
+      <p class="do">Drag the line, or give it the focus and press the arrow keys.</p>
+      <figure class="panel">
+        <div class="pair">
+          <div>
+            <Heatmap matrix={matrix} look={look} scale={scale} label={`${title}, all of it`} symbol="matrix" />
+            <p class="caption">
+              {title}: {size}, {grouped(matrix.rows * matrix.cols)} numbers
+            </p>
+          </div>
+          <div>
+            <Heatmap matrix={cut} look={look} scale={scale} label={`${title}, its first ${rank} terms`} symbol="kept" />
+            <p class="caption">
+              its first {rank} {rank === 1 ? 'term' : 'terms'}: {grouped(numbers)} numbers
+            </p>
+          </div>
+        </div>
+        <Chart
+          label={`Singular values of ${title}`}
+          series={[{ name: 'σ', values: decomposition.values, tone: 'kept', shape: 'bars' }]}
+          logarithmic
+          xLabel="number of the term"
+          yLabel="σ"
+          cut={{ value: rank, onChange: setRank, label: 'Rank: terms that are kept' }}
+        />
+        <div class="numbers">
+          <Figure value={String(rank)} label="rank" symbol="rank" />
+          <Figure value={percent(1 - lost, 2)} label="of the energy kept" tone="kept" symbol="kept" />
+          <Figure value={percent(lost, 2)} label="lost" tone="lost" symbol="lost" />
+          <Figure value={percent(numbers / (matrix.rows * matrix.cols), 0)} label="of the numbers" />
+        </div>
+      </figure>
+      <Formula name="svd" />
+      <p>
+        A lighthouse needs few terms: its rows resemble each other. Weights of a trained model are not like that. Their singular
+        values fall slowly, and cutting them as they stand costs dearly. See for yourself, then go on to the next lesson, which shows
+        what to look at instead.
+      </p>
+      <OnRealLayer
+        what="a query map"
+        matrix="query"
+        isShown={subject !== PICTURE}
+        onBack={() => setSubject(PICTURE)}
+        onWeight={(name, { rows, cols, data }) =>
+          setSubject({ title: name, matrix: new Matrix(rows, cols, data), look: 'signed' })
+        }
+      />
+    </Lighting>
+  )
+}

@@ -1,0 +1,269 @@
+/** What the page knows of the core and of the model that is open. One object; views draw it, functions here change it. */
+import { useEffect, useState } from 'preact/hooks'
+
+import { Aborted, Core, Crashed } from './core/client.ts'
+import type {
+  ActivationSpectra,
+  CalibrationRequest,
+  DeviceInfo,
+  DeviceKind,
+  Evaluation,
+  LayerReport,
+  ModelSource,
+  Plan,
+  PlanRequest,
+  Progress,
+  Report,
+  Side,
+  Spectrum,
+  StatisticsSummary,
+  Summary,
+} from './core/protocol.ts'
+
+export const BUNDLED = {
+  opt: { name: 'opt-tiny-stories', title: 'OPT, tiny stories' },
+  llama: { name: 'stories260k', title: 'Llama, stories 260K' },
+} as const
+export type BundledKey = keyof typeof BUNDLED
+
+/** The page cannot hold more than this beside what it computes with. */
+export const LARGEST_MODEL_BYTES = 1.5e9
+
+export interface Written {
+  text: string
+  tokensPerSecond?: number
+}
+
+export interface Session {
+  /** What the core is doing, in words; `null` when it rests. */
+  readonly work: { readonly what: string; readonly share: number | null } | null
+  readonly problem: string | null
+  readonly device: DeviceInfo | null
+  readonly source: ModelSource | null
+  readonly summary: Summary | null
+  readonly spectra: readonly (Spectrum[] | undefined)[]
+  readonly statistics: StatisticsSummary | null
+  readonly activations: readonly (ActivationSpectra | undefined)[]
+  readonly plan: Plan | null
+  readonly layerReports: readonly LayerReport[]
+  readonly result: { readonly report: Report; readonly summary: Summary; readonly seconds: number } | null
+  readonly scores: Readonly<Partial<Record<Side, Evaluation>>>
+  readonly texts: Readonly<Partial<Record<Side, Written>>>
+}
+
+const NOTHING_OPEN = {
+  source: null,
+  summary: null,
+  spectra: [],
+  statistics: null,
+  activations: [],
+  plan: null,
+  layerReports: [],
+  result: null,
+  scores: {},
+  texts: {},
+} as const satisfies Partial<Session>
+
+let session: Session = { work: null, problem: null, device: null, ...NOTHING_OPEN }
+const listeners = new Set<(session: Session) => void>()
+
+const core = new Core((reason) => {
+  const problem =
+    reason instanceof Crashed ? `The core failed and was started again. It said: ${firstLine(reason.message)}` : null
+  change({ device: null, work: null, problem, ...NOTHING_OPEN, source: session.source })
+})
+
+function change(changes: Partial<Session>): void {
+  session = { ...session, ...changes }
+  for (const listener of listeners) listener(session)
+}
+
+export function useSession(): Session {
+  const [value, setValue] = useState(session)
+  useEffect(() => {
+    setValue(session)
+    listeners.add(setValue)
+    return () => void listeners.delete(setValue)
+  }, [])
+  return value
+}
+
+export function currentSession(): Session {
+  return session
+}
+
+export function dismissProblem(): void {
+  change({ problem: null })
+}
+
+/** Stops what the core is doing. The model is opened anew when it is next needed. */
+export function stop(): void {
+  core.abort()
+}
+
+/** Does some work while saying what it is; tells of its failure, and whether it was done. */
+async function working(what: string, work: (progress: (progress: Progress) => void) => Promise<void>): Promise<boolean> {
+  change({ work: { what, share: null }, problem: null })
+  const progress = (progress: Progress) => {
+    if ('done' in progress) change({ work: { what, share: progress.of > 0 ? progress.done / progress.of : 0 } })
+  }
+  try {
+    await work(progress)
+    change({ work: null })
+    return true
+  } catch (error) {
+    // What crashed has been told already.
+    const told = error instanceof Aborted || error instanceof Crashed
+    change(told ? { work: null } : { work: null, problem: sentence(error) })
+    return false
+  }
+}
+
+/** What could not be opened is not tried again until something else was asked for. */
+let refused: { source: ModelSource; device: DeviceKind } | null = null
+
+/** Opens a model, unless it is open. */
+export async function open(source: ModelSource, device: DeviceKind): Promise<boolean> {
+  if (session.work !== null) return false
+  if (refused?.device === device && isSame(refused.source, source)) return false
+  refused = null
+  if (isSame(session.source, source) && session.summary !== null && session.device?.kind === device) return true
+  if (source.kind === 'files') {
+    const bytes = source.files.reduce((sum, file) => sum + file.size, 0)
+    if (bytes > LARGEST_MODEL_BYTES) {
+      const [has, can] = [bytes, LARGEST_MODEL_BYTES].map((bytes) => (bytes / 1e9).toFixed(1))
+      refused = { source, device }
+      change({ problem: `These files have ${has} GB, and a page can hold ${can} GB of them. Use the command line for this model.` })
+      return false
+    }
+  }
+  let stopped = false
+  const done = await working('opening the model', async () => {
+    const info = session.device?.kind === device ? session.device : await core.ask('device', { kind: device })
+    change({ device: info })
+    const opening = core.ask('open', { source, base: document.baseURI })
+    opening.catch((error) => (stopped = error instanceof Aborted))
+    const summary = await opening
+    change({ ...NOTHING_OPEN, source, summary })
+  })
+  if (!done && !stopped) refused = { source, device }
+  return done
+}
+
+/** Singular values of every matrix, layer by layer; the view fills as they come. */
+export async function measureSpectra(): Promise<boolean> {
+  const n = session.summary?.layers.length ?? 0
+  if (session.work !== null || session.spectra.filter(Boolean).length === n) return true
+  return working('taking singular values', async (progress) => {
+    for (let layer = 0; layer < n; layer++) {
+      const found = await core.ask('spectra', { layer })
+      change({ spectra: replaced(session.spectra, layer, found) })
+      progress({ done: layer + 1, of: n })
+    }
+  })
+}
+
+/** Passes text through the model and learns of every layer what compression needs. */
+export async function observe(text: string, request: CalibrationRequest): Promise<boolean> {
+  return working('observing the model', async (progress) => {
+    const statistics = await core.ask('calibrate', { text, request }, progress)
+    change({ statistics, activations: [], plan: null, result: null, layerReports: [] })
+  })
+}
+
+export async function measureActivations(layer: number): Promise<boolean> {
+  if (session.work !== null || session.statistics === null || session.activations[layer] !== undefined) return true
+  return working('looking at the activations', async () => {
+    const found = await core.ask('activations', { layer })
+    change({ activations: replaced(session.activations, layer, found) })
+  })
+}
+
+/** A matrix of the open model. */
+export function weight(layer: number, matrix: string) {
+  return core.ask('weight', { layer, matrix })
+}
+
+/** Plans are made in no time once error curves are known, so none is announced as work. */
+export async function makePlan(request: PlanRequest): Promise<void> {
+  try {
+    const plan = await core.ask('plan', { request })
+    change({ plan, problem: null })
+  } catch (error) {
+    if (!(error instanceof Aborted || error instanceof Crashed)) change({ plan: null, problem: sentence(error) })
+  }
+}
+
+export async function compress(plan: Plan): Promise<boolean> {
+  change({ layerReports: [], result: null })
+  const begin = performance.now()
+  const scores = session.scores.dense === undefined ? {} : { dense: session.scores.dense }
+  const texts = session.texts.dense === undefined ? {} : { dense: session.texts.dense }
+  return working('compressing', async (progress) => {
+    const { report, summary } = await core.ask('compress', { plan }, (told) => {
+      if (!('layer' in told)) return
+      change({ layerReports: [...session.layerReports, told.layer] })
+      progress({ done: session.layerReports.length, of: plan.layers.length })
+    })
+    change({ result: { report, summary, seconds: (performance.now() - begin) / 1000 }, scores, texts })
+  })
+}
+
+export async function score(side: Side, text: string, seqLen: number, maxWindows: number | undefined): Promise<boolean> {
+  return working(`measuring the perplexity, ${side}`, async (progress) => {
+    const found = await core.ask('perplexity', { side, text, seqLen, maxWindows }, progress)
+    change({ scores: { ...session.scores, [side]: found } })
+  })
+}
+
+export async function continueText(side: Side, prompt: string, maxNewTokens: number): Promise<boolean> {
+  return working(`writing, ${side}`, async () => {
+    const show = (written: Written) => change({ texts: { ...session.texts, [side]: written } })
+    show({ text: '' })
+    const ask = { side, prompt, maxNewTokens, temperature: 0 }
+    const done = await core.ask('write', ask, (told) => {
+      if ('piece' in told) show({ text: (session.texts[side]?.text ?? '') + told.piece })
+    })
+    show({ text: done.text, tokensPerSecond: done.tokensPerSecond })
+  })
+}
+
+/** The compressed model's files. */
+export function files() {
+  return core.ask('files', {})
+}
+
+const texts = new Map<string, Promise<string>>()
+
+/** A text that comes with the page. */
+export function bundledText(name: 'calibration.txt' | 'held-out.txt'): Promise<string> {
+  const load = async () => {
+    const response = await fetch(new URL(name, document.baseURI))
+    if (!response.ok) throw new Error(`cannot load ${name}: ${response.status} ${response.statusText}`)
+    return response.text()
+  }
+  const text = texts.get(name) ?? load()
+  texts.set(name, text)
+  text.catch(() => texts.delete(name))
+  return text
+}
+
+function replaced<T>(values: readonly (T | undefined)[], index: number, value: T): (T | undefined)[] {
+  const next = [...values]
+  next[index] = value
+  return next
+}
+
+function isSame(a: ModelSource | null, b: ModelSource): boolean {
+  if (a === null || a.kind !== b.kind) return false
+  return a.kind === 'bundled' || b.kind === 'bundled' ? a.name === b.name : a.files === b.files
+}
+
+function sentence(error: unknown): string {
+  const text = error instanceof Error ? error.message : String(error)
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? '' : '.'}`
+}
+
+function firstLine(text: string): string {
+  return text.split('\n').slice(0, 2).join(' ')
+}
