@@ -7,8 +7,7 @@
 //! Each stage is a crate of its own; here they are put together for programs. [`Model`] opens a checkpoint with its
 //! tokenizer; [`calibrate`](run::calibrate) and [`compress`](run::compress) stream a model of any size through memory and
 //! write a folder that appears whole or not at all; [`in_memory`] does the same without a file system, for models that
-//! fit; [`evaluate`] and [`write`] work on any model,
-//! dense or compressed.
+//! fit; [`evaluate`] and [`write()`] work on any model, dense or compressed.
 //!
 //! Libraries never print: progress and remarks go to a [`Reporter`].
 
