@@ -170,6 +170,44 @@ fn what_a_killed_run_leaves_half_written_does_not_reach_the_output() {
     desk.assert_same("out", "whole");
 }
 
+/// Everything that mode best may do: gradients, surveys, and the refit on the compressed prefix with its streams.
+#[test]
+fn mode_best_killed_at_any_stage_resumes_to_the_same_bytes() {
+    let desk = Desk::new();
+    for model in ["opt", "llama"] {
+        let line = |out: &str| format!("compress {model} --sparsity 0.3 --fisher 512 --prefix {MANY} -o {out}");
+        desk.run(&line("whole")).ok();
+        for file in [
+            "statistics/gradients-00001.safetensors",
+            "surveys/00002.json",
+            "prefix/original/stream-00001.f32",
+            "layers/00001.json",
+            "prefix/compressed/stream-00003.f32",
+        ] {
+            interrupt(&desk, &line("out"), file);
+            desk.run(&format!("{} --resume", line("out"))).ok();
+            desk.assert_same("out", "whole");
+            desk.remove("out");
+        }
+        // Without the streams the layers are made anew.
+        interrupt(&desk, &line("out"), "layers/00002.json");
+        desk.remove("out.partial/output/prefix");
+        desk.run(&format!("{} --resume", line("out"))).ok();
+        desk.assert_same("out", "whole");
+        desk.remove("out");
+        // With both streams on the disk.
+        let line = format!("compress {model} --sparsity 0.3 --prefix {MANY}");
+        let planned = desk.run(&format!("{line} -o memory --json")).json()["planned_host_bytes"].as_u64();
+        let most = planned.expect("bytes") - 1;
+        let told = desk.run(&format!("{line} --max-ram {most} -o disk")).ok();
+        assert!(told.stderr.contains("on the disk"), "{}", told.stderr);
+        desk.assert_same("disk", "memory");
+        desk.remove("disk");
+        desk.remove("memory");
+        desk.remove("whole");
+    }
+}
+
 #[test]
 fn a_run_in_progress_is_not_disturbed() {
     let desk = Desk::new();
@@ -196,7 +234,8 @@ fn a_disk_that_is_full_is_named_and_nothing_is_lost() {
     let desk = Desk::new();
     desk.run(&format!("calibrate opt {SAMPLES} -o of-opt")).ok();
     let opt = format!("compress opt --sparsity 0.3 {SAMPLES}");
-    let few = "compress llama --sparsity 0.3 --calibration train.txt --samples 4 --seq-len 64 --device cpu";
+    let few =
+        "compress llama --sparsity 0.3 --mode paper --calibration train.txt --samples 4 --seq-len 64 --device cpu";
     let on_disk = format!("{opt} --max-ram {}", planned_bytes(&desk, SAMPLES) - 1);
     for (line, kib, file, is_kept) in [
         // The stream between layers has 384 KiB, statistics 632, the first shard 434.

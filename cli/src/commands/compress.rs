@@ -51,6 +51,7 @@ pub(crate) struct Summary {
 /// Runs the command.
 pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     let begin = Instant::now();
+    check_prefix(args)?;
     let plan = plan_source_of_file(args)?;
     device::set_threads(args.common.threads);
     let found = device::open(args.common.device)?;
@@ -83,7 +84,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         PlanSource::Make(request) => request.collect(),
         PlanSource::Given(plan) => Collect { logits: plan.methods.query_key == QueryKeyMethod::Refit, inputs: false },
     };
-    let prefix = prefix(args, &model, &calibration)?;
+    let prefix = prefix(args, &model, &calibration);
     let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars);
     let run = CalibrationRun { prefix, ..run };
     announce(&model, &calibration, &found, run.memory_plan());
@@ -97,15 +98,17 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
 const TOKENS_PER_UNIT: usize = 64;
 
 /// Whether down maps are refitted on the compressed prefix: as asked, else in mode best where there are samples enough.
-fn prefix(args: &CompressArgs, model: &Model, calibration: &Calibration) -> Result<bool, Failure> {
-    let has_text = !calibration.windows.ids.is_empty();
-    match args.prefix {
-        Some(true) if !has_text => Err(Failure::Usage(
-            "--prefix carries the samples through the compressed layers: pass --calibration FILE… too".to_owned(),
-        )),
-        Some(asked) => Ok(asked),
-        None => Ok(args.target.mode == ModeName::Best && pays(model, calibration)),
+fn prefix(args: &CompressArgs, model: &Model, calibration: &Calibration) -> bool {
+    args.prefix.unwrap_or_else(|| args.target.mode == ModeName::Best && pays(model, calibration))
+}
+
+/// Refuses a refit on the compressed prefix without samples that could be carried through it.
+fn check_prefix(args: &CompressArgs) -> Result<(), Failure> {
+    if args.prefix == Some(true) && args.calibration.calibration.is_empty() {
+        let reason = "--prefix carries the samples through the compressed layers: pass --calibration FILE… too";
+        return Err(Failure::Usage(reason.to_owned()));
     }
+    Ok(())
 }
 
 /// Whether the samples are enough for a refit on the compressed prefix.

@@ -93,7 +93,7 @@ fn unusable_fields_are_named() {
     check("/layers/0/sparsity", json!(-0.1), "plan, field `layers[0].sparsity`");
     check("/layers/0/block_influence", Value::Null, "plan: ");
     check("/layers", json!([]), "plan, field `layers`: expected 3 layers, found 0");
-    check("/mode", json!("best"), "plan: unknown variant `best`");
+    check("/mode", json!("worst"), "plan: unknown variant `worst`");
 }
 
 #[test]
