@@ -176,7 +176,7 @@ function Measure({ steps }: { steps: readonly number[] }) {
     if (!(await open(source, await chosenDevice(place)))) return
     const request = { samples: 128, seqLen: 256, seed: 0, batchTokens: 1024 }
     if (currentSession().statistics === null && !(await observe(await bundledText('calibration.txt'), request))) return
-    await makePlan({ sparsity: 0, allocation: 'uniform' })
+    await makePlan({ mode: 'paper', sparsity: 0, allocation: 'uniform' })
     const plan = currentSession().plan
     if (plan === null || !(await compress(byHand(plan, steps)))) return
     if (!(await score('compressed', await bundledText('held-out.txt'), 256, measured.windows))) return
