@@ -84,6 +84,24 @@ pub(crate) fn curve(
     Ok((ErrorCurve { widths: widths.to_vec(), errors }, orders))
 }
 
+/// Share of all that the logits do at which the first order tells half of the loss.
+///
+/// Chosen on stories260k, whose heads have four pairs: without the correction nearly all of them went, at `ρ` from 0.3 to
+/// 0.9, and the model was worse than by the paper's methods. Where `ρ` stays below 0.1, as in SmolLM2-135M and
+/// opt-tiny-stories at 30 %, it changes next to nothing.
+const LARGE_SHARE: f64 = 0.25;
+
+/// An error of the logits that is linear in what was lost, raised where so much is lost that the first order tells too
+/// little of it:
+///
+/// ```text
+/// error (1 + (ρ / 0.25)⁴),      ρ = error / (what the logits do in all)
+/// ```
+fn beyond_first_order(error: f64, energy: f64) -> f64 {
+    let share = if energy > 0.0 { error.max(0.0) / energy } else { 0.0 };
+    error * (1.0 + (share / LARGE_SHARE).powi(4))
+}
+
 /// Algorithm 2 of the paper.
 fn cr(layer: &Layer<'_>, d_qk: usize) -> Result<QueryKey, Error> {
     let &Layer { config, shape: before, statistics, .. } = layer;

@@ -12,7 +12,7 @@ use faer::{Mat, MatRef};
 use modegpt_architecture::Linear;
 use modegpt_linalg::{Gram, JointQueryKey, joint_query_key};
 
-use super::{QueryKey, group_gram, kept_by_cr, logit_effects};
+use super::{QueryKey, beyond_first_order, group_gram, kept_by_cr, logit_effects};
 use crate::{
     Error, Layer, Module, ModuleReport,
     matrices::{Place, widen},
@@ -63,7 +63,8 @@ pub(super) fn errors(layer: &Layer<'_>, widths: &[usize]) -> Result<Vec<f64>, Er
         let spectrum = factors(layer, kv_head, layer.shape.d_qk)?.spectrum;
         let (_, divisor) = key_metric(layer, kv_head)?;
         for (total, &width) in totals.iter_mut().zip(widths) {
-            *total += spectrum[width..].iter().sum::<f64>() / divisor as f64;
+            let (lost, all) = (spectrum[width..].iter().sum(), spectrum.iter().sum());
+            *total += beyond_first_order(lost, all) / divisor as f64;
         }
     }
     Ok(totals.into_iter().map(|error| layer.per_token(error, layer.statistics.n_tokens)).collect())
@@ -77,8 +78,12 @@ pub(super) fn errors_of_cr(layer: &Layer<'_>, widths: &[usize]) -> Result<Vec<f6
             let queries = group_gram(layer, &layer.statistics.query, kv_head)?;
             let (metric, divisor) = key_metric(layer, kv_head)?;
             let lost: Vec<usize> = (0..layer.shape.d_qk).filter(|column| !kept.contains(column)).collect();
-            let pairs = lost.iter().flat_map(|&i| lost.iter().map(move |&j| (i, j)));
-            total += pairs.map(|(i, j)| queries.get(i, j) * metric.get(i, j)).sum::<f64>() / divisor as f64;
+            let product = |(i, j): (usize, usize)| queries.get(i, j) * metric.get(i, j);
+            let among = |columns: &[usize]| -> f64 {
+                columns.iter().flat_map(|&i| columns.iter().map(move |&j| (i, j))).map(product).sum()
+            };
+            let all: Vec<usize> = (0..layer.shape.d_qk).collect();
+            total += beyond_first_order(among(&lost), among(&all)) / divisor as f64;
         }
         Ok(layer.per_token(total, layer.statistics.n_tokens))
     };

@@ -13,7 +13,7 @@
 use modegpt_architecture::{Linear, Matrix};
 use modegpt_linalg::{Gains, Gram, PairElimination, eliminate_pairs, refit_gains};
 
-use super::{QueryKey, columns, compose_pairs, kept_by_cr, logit_effects};
+use super::{QueryKey, beyond_first_order, columns, compose_pairs, kept_by_cr, logit_effects};
 use crate::{
     Error, Layer, Module, ModuleReport, Ridges,
     matrices::{Place, select_outputs},
@@ -74,7 +74,7 @@ pub(super) fn errors(
     let (metrics, n_tokens) = metrics(layer)?;
     let heads = metrics.chunks_exact(layer.config.group_size());
     let heads = heads.map(|grams| eliminate(place, grams, ridges)).collect::<Result<Vec<_>, _>>()?;
-    let error = |&width: &usize| heads.iter().map(|head| head.errors[width / 2]).sum();
+    let error = |&width: &usize| heads.iter().map(|head| beyond_first_order(head.errors[width / 2], head.energy)).sum();
     let errors = widths.iter().map(|width| layer.per_token(error(width), n_tokens)).collect();
     Ok((errors, heads.into_iter().map(|head| head.order).collect()))
 }
@@ -87,7 +87,8 @@ pub(super) fn errors_of_cr(layer: &Layer<'_>, widths: &[usize]) -> Result<Vec<f6
         let kept = kept_by_cr(layer, width)?;
         let of_head = |(head, gram): (usize, &Gram)| {
             let lost: Vec<usize> = (0..half).filter(|pair| !kept[head / group].contains(pair)).collect();
-            lost.iter().flat_map(|&i| lost.iter().map(move |&j| (i, j))).map(|(i, j)| gram.get(i, j)).sum::<f64>()
+            let pairs = lost.iter().flat_map(|&i| lost.iter().map(move |&j| (i, j)));
+            beyond_first_order(pairs.map(|(i, j)| gram.get(i, j)).sum(), logit_energy(gram))
         };
         Ok(layer.per_token(metrics.iter().enumerate().map(of_head).sum(), n_tokens))
     };

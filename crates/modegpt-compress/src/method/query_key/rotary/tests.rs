@@ -94,14 +94,13 @@ fn orders_found_before_give_the_same_layer() {
     for curve in [&survey.curves.d_ff, &survey.curves.d_qk, &survey.curves.d_v] {
         assert!(curve.errors.is_sorted_by(|a, b| a >= b) && curve.errors.last() == Some(&0.0), "{curve:?}");
     }
-    // The curve and the report are two ways to the same errors.
-    let energy = seen.residual_energy();
+    // The curve and the report are two ways to the same errors, but for what the first order does not tell.
     let at = |curve: &crate::ErrorCurve, width: usize| {
         curve.errors[curve.widths.binary_search(&width).expect("on the grid")]
     };
     let total: f64 = seen.logit.iter().map(|gram: &Gram| logit_energy(gram)).sum();
-    let reported = known.report.query_key.relative_error * total / 50.0 / energy;
-    assert!((at(&survey.curves.d_qk, 4) - reported).abs() < 1e-9 * reported);
+    let reported = known.report.query_key.relative_error * total / 50.0 / seen.residual_energy();
+    assert!(at(&survey.curves.d_qk, 4) >= reported, "{} {reported}", at(&survey.curves.d_qk, 4));
 
     let mut wrong = survey.orders.clone();
     wrong.pairs.as_mut().expect("pairs")[0][0] = 7;
