@@ -27,7 +27,7 @@ const score = (folder) => {
 }
 const planAt = (sparsity) => {
   const file = `${work}/plan.json`
-  const options = ['--statistics', statistics, '--sparsity', String(sparsity), '--allocation', 'uniform']
+  const options = ['--statistics', statistics, '--sparsity', String(sparsity), '--mode', 'paper', '--allocation', 'uniform']
   execFileSync(modegpt, ['plan', model, ...options, '-o', file], { stdio: 'ignore' })
   return JSON.parse(readFileSync(file, 'utf8'))
 }

@@ -32,9 +32,9 @@ function run(...args: string[]): { perplexity: number } & Record<string, unknown
 }
 
 describe.each([
-  ['opt', 'opt-tiny-stories'],
-  ['llama', 'stories260k'],
-] as const)('the bundled %s model', (key, folder) => {
+  ['opt', 'opt-tiny-stories', 'mode=best', ['--mode', 'best', '--prefix', 'false']],
+  ['llama', 'stories260k', 'mode=paper&allocation=uniform', ['--mode', 'paper', '--allocation', 'uniform']],
+] as const)('the bundled %s model', (key, folder, asked, options) => {
   test('is explored: map, spectrum, activations', async () => {
     const shown = await page.open(`#/explore?device=cpu&model=${key}&layer=1&matrix=down`)
     await shown.getByRole('button', { name: 'Observe the model on a text' }).click({ timeout: 60_000 })
@@ -51,7 +51,7 @@ describe.each([
   })
 
   test('is compressed, and every number is the command line’s', async () => {
-    const shown = await page.open(`#/compress?device=cpu&model=${key}&sparsity=0.25`)
+    const shown = await page.open(`#/compress?device=cpu&model=${key}&${asked}&sparsity=0.25`)
     const begin = performance.now()
     await compress(shown)
     console.log(`${folder}: compressed, scored and written in ${((performance.now() - begin) / 1000).toFixed(1)} s`)
@@ -72,7 +72,7 @@ describe.each([
 
     const ours = join(work, `${folder}-ours`)
     const calibration = ['--calibration', `${DEMO}/calibration.txt`, '--samples', '128', '--seq-len', '256', '--seed', '0']
-    run('compress', `${DEMO}/${folder}`, '-o', ours, '--sparsity', '0.25', '--mode', 'paper', '--allocation', 'uniform', ...calibration)
+    run('compress', `${DEMO}/${folder}`, '-o', ours, '--sparsity', '0.25', ...options, ...calibration)
     const plan = (folder: string) => JSON.parse(readFileSync(join(folder, 'modegpt_plan.json'), 'utf8'))
     expect(plan(written).layers.map(widths)).toEqual(plan(ours).layers.map(widths))
     const report = (folder: string) => JSON.parse(readFileSync(join(folder, 'modegpt_report.json'), 'utf8'))

@@ -184,13 +184,19 @@ export function weight(layer: number, matrix: string) {
   return core.ask('weight', { layer, matrix })
 }
 
-/** Plans are made in no time once error curves are known, so none is announced as work. */
-export async function makePlan(request: PlanRequest): Promise<void> {
+/** A plan takes no time and is not announced, but for the first one by error curves: it asks what every layer would lose. */
+export async function makePlan(request: PlanRequest): Promise<boolean> {
+  const work = { what: 'asking every layer what it would lose', share: null }
+  const late = setTimeout(() => change({ work }), 200)
   try {
     const plan = await core.ask('plan', { request })
-    change({ plan, problem: null })
+    change({ plan, work: null, problem: null })
+    return true
   } catch (error) {
-    if (!(error instanceof Aborted || error instanceof Crashed)) change({ plan: null, problem: sentence(error) })
+    if (!(error instanceof Aborted || error instanceof Crashed)) change({ plan: null, work: null, problem: sentence(error) })
+    return false
+  } finally {
+    clearTimeout(late)
   }
 }
 

@@ -1,4 +1,4 @@
-import { useEffect, useMemo, useState } from 'preact/hooks'
+import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
 
 import type { LayerPlan, PlanRequest, Summary } from '../core/protocol.ts'
 import { useChoice, useNumber } from '../place.ts'
@@ -29,15 +29,22 @@ export function Compress() {
   useOpenModel(false)
   const { summary, work, statistics, plan, result } = useSession()
   const [sparsity, setSparsity] = useNumber('sparsity', 0.3, 0, 0.7)
-  const [mode, setMode] = useChoice('mode', ['paper', 'best'])
-  const [allocation, setAllocation] = useChoice('allocation', ['uniform', 'paper', 'error-curves'])
+  const [mode, setMode] = useChoice('mode', ['best', 'paper'])
+  const [allocation, setAllocation] = useChoice('allocation', ['own', 'uniform', 'paper'])
   const [quick, setQuick] = useChoice('held-out', ['quick', 'all'])
   const [calibration, setCalibration] = useState<string | null>(null)
   const [heldOut, setHeldOut] = useState<string | null>(null)
   const [prompt, setPrompt] = useState(PROMPT)
-  const request = useMemo((): PlanRequest => ({ sparsity, mode, allocation }), [sparsity, mode, allocation])
+  const request = useMemo(
+    (): PlanRequest => ({ sparsity, mode, ...(allocation === 'own' ? {} : { allocation }) }),
+    [sparsity, mode, allocation],
+  )
+  const planned = useRef<unknown>(null)
   useEffect(() => {
-    if (statistics !== null && work === null) void makePlan(request)
+    const asked = statistics !== null && work === null && planned.current !== request
+    if (!asked) return
+    planned.current = request
+    void makePlan(request)
   }, [request, statistics, work === null])
 
   const run = async () => {
@@ -49,7 +56,8 @@ export function Compress() {
       const samples = calibration === null ? SAMPLES : Math.max(1, Math.min(SAMPLES, Math.floor(text.length / (6 * seqLen))))
       if (!(await observe(text, { samples, seqLen, seed: 0, batchTokens: 1024 }))) return
     }
-    await makePlan(request)
+    planned.current = request
+    if (!(await makePlan(request))) return
     const made = currentSession().plan
     if (made === null || !(await compress(made))) return
     const held = heldOut ?? (await bundledText('held-out.txt'))
@@ -85,12 +93,12 @@ export function Compress() {
             disabled={work !== null}
           />
           <Choice
-            label="methods"
+            label="by the methods"
             value={mode}
             onChange={setMode}
             choices={[
-              ['paper', 'as published'],
-              ['best', 'refined'],
+              ['best', 'that lose least'],
+              ['paper', 'of the paper'],
             ]}
             disabled={work !== null}
           />
@@ -99,9 +107,9 @@ export function Compress() {
             value={allocation}
             onChange={setAllocation}
             choices={[
+              ['own', mode === 'best' ? 'where it costs least' : 'as in the paper'],
               ['uniform', 'the same'],
               ['paper', 'by its block influence'],
-              ['error-curves', 'where it costs least'],
             ]}
             disabled={work !== null}
           />
