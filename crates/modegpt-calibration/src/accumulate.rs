@@ -21,7 +21,6 @@ pub struct Collect {
 pub(crate) struct Accumulators<'a> {
     n_tokens: u64,
     influence_sum: f64,
-    residual_sum: f64,
     inverse_residual_sum: f64,
     logits: Option<LogitEffects<'a>>,
     inputs: Option<[HiddenGram; 3]>,
@@ -46,7 +45,6 @@ impl<'a> Accumulators<'a> {
         Self {
             n_tokens: 0,
             influence_sum: 0.0,
-            residual_sum: 0.0,
             inverse_residual_sum: 0.0,
             logits: attention.map(LogitEffects::new),
             inputs: inputs.then(|| widths.map(|width| HiddenGram::new(width, path))),
@@ -72,7 +70,6 @@ impl<'a> Accumulators<'a> {
         self.influence_sum += influence_sum(before, after, d_model);
         for row in after.chunks_exact(d_model) {
             let energy: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
-            self.residual_sum += energy;
             self.inverse_residual_sum += if energy > 0.0 { energy.recip() } else { 0.0 };
         }
         self.hidden.add(seen.hidden, compute).await?;
@@ -109,7 +106,6 @@ impl<'a> Accumulators<'a> {
             key_sum: self.key_sum.chunks_exact(key_width).map(<[f64]>::to_vec).collect(),
             value: self.value.finish(),
             attention_output: self.attention.finish(),
-            residual_sum: self.residual_sum,
             inverse_residual_sum: self.inverse_residual_sum,
             logit,
             logit_queries,
