@@ -1,7 +1,7 @@
 //! Statistics of one layer while the batches come in.
 
 use modegpt_architecture::{LayerShape, ModelConfig};
-use modegpt_linalg::{Gram, GramAccumulator};
+use modegpt_linalg::HeadGrams;
 use modegpt_model::{Compute, ComputeError, Observations};
 use modegpt_statistics::{InputGrams, LayerStatistics};
 
@@ -25,11 +25,11 @@ pub(crate) struct Accumulators<'a> {
     logits: Option<LogitEffects<'a>>,
     inputs: Option<[HiddenGram; 3]>,
     hidden: HiddenGram,
-    query: Heads,
-    key: Heads,
+    query: HeadGrams,
+    key: HeadGrams,
     key_sum: Vec<f64>,
-    value: Heads,
-    attention: Heads,
+    value: HeadGrams,
+    attention: HeadGrams,
 }
 
 impl<'a> Accumulators<'a> {
@@ -49,11 +49,11 @@ impl<'a> Accumulators<'a> {
             logits: attention.map(LogitEffects::new),
             inputs: inputs.then(|| widths.map(|width| HiddenGram::new(width, path))),
             hidden: HiddenGram::new(shape.d_ff, path),
-            query: Heads::new(config.n_heads, shape.d_qk),
-            key: Heads::new(config.n_kv_heads, shape.d_qk),
+            query: HeadGrams::new(config.n_heads, shape.d_qk),
+            key: HeadGrams::new(config.n_kv_heads, shape.d_qk),
             key_sum: vec![0.0; config.n_kv_heads * shape.d_qk],
-            value: Heads::new(config.n_kv_heads, shape.d_v),
-            attention: Heads::new(config.n_heads, shape.d_v),
+            value: HeadGrams::new(config.n_kv_heads, shape.d_v),
+            attention: HeadGrams::new(config.n_heads, shape.d_v),
         }
     }
 
@@ -79,13 +79,13 @@ impl<'a> Accumulators<'a> {
             mlp.add(seen.mlp_input, compute).await?;
         }
         let query = compute.read(seen.query).await?;
-        self.query.add(&query);
+        self.query.add_rows(&query);
         let key = compute.read(seen.key).await?;
         add_column_sums(&mut self.key_sum, &key);
-        self.key.add(&key);
+        self.key.add_rows(&key);
         let value = compute.read(seen.value).await?;
-        self.value.add(&value);
-        self.attention.add(&compute.read(seen.attention).await?);
+        self.value.add_rows(&value);
+        self.attention.add_rows(&compute.read(seen.attention).await?);
         if let Some(logits) = &mut self.logits {
             logits.add(&Rows { query: &query, key: &key, value: &value }, seq_len);
         }
@@ -94,7 +94,7 @@ impl<'a> Accumulators<'a> {
 
     pub(crate) fn finish(self) -> LayerStatistics {
         let (mlp, mlp_sum) = self.hidden.finish();
-        let key_width = self.key.width;
+        let key_width = self.key.width();
         let (logit, logit_queries) = self.logits.map_or_else(Default::default, LogitEffects::finish);
         LayerStatistics {
             n_tokens: self.n_tokens,
@@ -114,29 +114,6 @@ impl<'a> Accumulators<'a> {
                 InputGrams { attention, output, mlp }
             }),
         }
-    }
-}
-
-/// One Gram matrix for each head of a wide activation.
-struct Heads {
-    grams: Vec<GramAccumulator>,
-    width: usize,
-}
-
-impl Heads {
-    fn new(n_heads: usize, width: usize) -> Self {
-        Self { grams: (0..n_heads).map(|_| GramAccumulator::new(width)).collect(), width }
-    }
-
-    fn add(&mut self, rows: &[f32]) {
-        let stride = self.grams.len() * self.width;
-        for (head, gram) in self.grams.iter_mut().enumerate() {
-            gram.add_rows_strided(rows, rows.len() / stride, stride, head * self.width);
-        }
-    }
-
-    fn finish(self) -> Vec<Gram> {
-        self.grams.into_iter().map(GramAccumulator::finish).collect()
     }
 }
 
