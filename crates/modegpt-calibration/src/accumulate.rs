@@ -5,7 +5,7 @@ use modegpt_linalg::HeadGrams;
 use modegpt_model::{Compute, ComputeError, Observations};
 use modegpt_statistics::{InputGrams, LayerStatistics};
 
-use crate::hidden_gram::{GramPath, HiddenGram, add_column_sums};
+use crate::activation_gram::{ActivationGram, GramPath, add_column_sums};
 use crate::logits::{AttentionGeometry, LogitEffects, Rows};
 
 /// Which statistics are collected beside those that every method needs.
@@ -23,8 +23,8 @@ pub(crate) struct Accumulators<'a> {
     influence_sum: f64,
     inverse_residual_sum: f64,
     logits: Option<LogitEffects<'a>>,
-    inputs: Option<[HiddenGram; 3]>,
-    hidden: HiddenGram,
+    inputs: Option<[ActivationGram; 3]>,
+    hidden: ActivationGram,
     query: HeadGrams,
     key: HeadGrams,
     key_sum: Vec<f64>,
@@ -47,8 +47,8 @@ impl<'a> Accumulators<'a> {
             influence_sum: 0.0,
             inverse_residual_sum: 0.0,
             logits: attention.map(LogitEffects::new),
-            inputs: inputs.then(|| widths.map(|width| HiddenGram::new(width, path))),
-            hidden: HiddenGram::new(shape.d_ff, path),
+            inputs: inputs.then(|| widths.map(|width| ActivationGram::new(width, path))),
+            hidden: ActivationGram::new(shape.d_ff, path),
             query: HeadGrams::new(config.n_heads, shape.d_qk),
             key: HeadGrams::new(config.n_kv_heads, shape.d_qk),
             key_sum: vec![0.0; config.n_kv_heads * shape.d_qk],
