@@ -289,10 +289,7 @@ impl<'a> KeptStream<'a> {
     pub(super) fn look(&mut self, layer: usize) -> Result<ResidualStream<'_>, RunError> {
         Ok(match &mut self.place {
             Place::Memory(values) => self.run.stream(Box::new(values)),
-            Place::Disk => {
-                let nowhere = self.kept.path(layer).with_extension("tmp");
-                self.run.stream(Box::new(FileStore::new(Some(&self.kept.path(layer)), &nowhere)?))
-            }
+            Place::Disk => self.run.stream(Box::new(FileStore::read_only(&self.kept.path(layer))?)),
         })
     }
 
