@@ -1,6 +1,7 @@
 //! What the suites share: the data folder, and short ways to open and run models.
 
 mod factorised;
+mod replaced;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use modegpt::model_runtime::{Block, Compute, Embedder, Head};
 use modegpt::text_tools::{Corpus, Strategy};
 use modegpt::{Calibration, CalibrationOptions, Model};
 
-pub use factorised::{Replaced, factorised, multiplied_out, uneven_rank, write_replaced};
+pub use factorised::{factorised, multiplied_out, uneven_rank};
+pub use replaced::{Replaced, dense_layer};
 
 /// The folder with real models and texts: `MODEGPT_DATA`, or the one beside the checkout.
 ///
