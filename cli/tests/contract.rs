@@ -335,8 +335,8 @@ fn a_count_of_zero_is_wrong_use() {
     let bare = "calibrate opt --calibration train.txt --device cpu -o out".to_owned();
     let common = ["--batch-tokens", "--threads"];
     for (line, options) in [
-        (&compress, [&common[..], &["--shards", "--round-ff", "--round-head"]].concat()),
-        (&bare, [&common[..], &["--shards", "--samples", "--seq-len"]].concat()),
+        (&compress, [&common[..], &["--shards", "--fisher", "--round-ff", "--round-head"]].concat()),
+        (&bare, [&common[..], &["--shards", "--fisher", "--samples", "--seq-len"]].concat()),
         (&plan, vec!["--round-ff", "--round-head"]),
         (&eval, [&common[..], &["--seq-len", "--stride", "--max-windows"]].concat()),
         (&bench, [&common[..], &["--seq-len"]].concat()),
