@@ -10,7 +10,7 @@ use modegpt::architecture::WeightProvider;
 use modegpt::checkpoint::{FolderSource, MemorySource};
 use modegpt::model_runtime::{Block, Compute, Embedder, Head};
 use modegpt::text_tools::{Corpus, Strategy};
-use modegpt::{Calibration, CalibrationOptions, Model};
+use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model, Silent, evaluate};
 
 pub use factorised::{factorised, multiplied_out, uneven_rank};
 pub use replaced::{Replaced, dense_layer};
@@ -74,6 +74,18 @@ pub fn stories(model: &Model, n_samples: usize, seq_len: usize) -> Calibration {
     let corpus = Corpus::from_plain("train.txt", &beginning).expect("stories");
     let options = CalibrationOptions { n_samples, seq_len, seed: 0, strategy: Strategy::Spread };
     Calibration::draw(model, &[corpus], options).expect("enough stories")
+}
+
+/// Perplexity on the first characters of the test stories, in windows of 256 tokens.
+///
+/// # Panics
+/// If the forward pass fails.
+pub fn perplexity(model: &Model, n_chars: usize) -> f64 {
+    let stories: String = read_text("text/tinystories/test.txt").chars().take(n_chars).collect();
+    let corpus = Corpus::from_plain("test.txt", &stories).expect("stories");
+    let options = EvaluationOptions { seq_len: 256, stride: 256, max_windows: None, batch_tokens: 2048 };
+    let compute = Compute::host();
+    pollster::block_on(evaluate(model, &[corpus], options, &compute, &Silent)).expect("evaluates").perplexity
 }
 
 /// All logits of one sequence, `[tokens, vocab]`.

@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use modegpt::Model;
 use modegpt::architecture::{DType, FactorRanks, MapName, ModelConfig, WeightProvider, family};
 use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::{Existing, MemorySource, SaveError, layer_tensors, shard_name, write_layer};
@@ -13,7 +14,6 @@ use modegpt::model_runtime::{Compute, Decoder};
 use modegpt::run::{
     CalibrationRun, CompressionOptions, PlanRequest, PlanSource, StatisticsFolder, calibrate, compress,
 };
-use modegpt::{Model, Silent};
 use modegpt_tests::{
     differences, factorised, logits, logits_of, multiplied_out, open, open_folder, stories, uneven_rank,
 };
@@ -181,25 +181,17 @@ fn a_factorised_model_calibrates_but_is_not_compressed_again() {
     let model = open_folder(at("model"));
     let (calibration, compute) = (stories(&model, 2, 32), Compute::host());
     let run = CalibrationRun {
-        model: &model,
-        calibration: &calibration,
-        compute: &compute,
-        gram_path: GramPath::Host,
         collect: Collect { logits: true, inputs: true },
-        gradient_tokens: None,
         prefix: true,
         batch_tokens: 64,
-        n_shards: 1,
-        max_host_bytes: None,
-        reporter: &Silent,
+        ..CalibrationRun::new(&model, &calibration, &compute, GramPath::Host)
     };
     pollster::block_on(calibrate(&run, &at("statistics"), Existing::Refuse)).expect("calibrates");
     let (seen, _) = StatisticsFolder::new(at("statistics")).read(1, model.fingerprint()).expect("readable");
     assert_eq!(seen.n_tokens, 64);
 
     let make = PlanSource::Make(PlanRequest::new(Target::Sparsity(0.2), Mode::Best));
-    let (dtype, existing) = (None, Existing::Refuse);
-    let options = CompressionOptions { plan: make, dtype, strict: true, statistics: None, gradients: false, existing };
+    let options = CompressionOptions::new(make);
     let error = pollster::block_on(compress(&run, &options, &at("out"))).expect_err("maps are products").to_string();
     assert!(error.starts_with("layer 1: the query map is a product of rank"), "{error}");
     assert!(!at("out").exists() && !at("out.partial").exists());

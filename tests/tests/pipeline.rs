@@ -13,35 +13,20 @@ use modegpt::run::{
     AllocationChoice, CalibrationRun, CompressionOptions, CompressionResult, PlanRequest, PlanSource, StatisticsFolder,
     calibrate, compress, merge_statistics,
 };
-use modegpt::text_tools::Corpus;
-use modegpt::{Calibration, EvaluationOptions, Model, Silent, evaluate};
-use modegpt_tests::{differences, logits, open, open_folder, read_text, stories};
+use modegpt::{Calibration, Model};
+use modegpt_tests::{differences, logits, open, open_folder, stories};
 
 fn run<'a>(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute) -> CalibrationRun<'a> {
     CalibrationRun {
-        model,
-        calibration,
-        compute,
-        gram_path: GramPath::Host,
         collect: Collect { logits: true, inputs: true },
-        gradient_tokens: None,
-        prefix: false,
         batch_tokens: 1024,
-        n_shards: 1,
-        max_host_bytes: None,
-        reporter: &Silent,
+        ..CalibrationRun::new(model, calibration, compute, GramPath::Host)
     }
 }
 
 fn options(sparsity: f64, allocation: AllocationChoice) -> CompressionOptions {
-    CompressionOptions {
-        plan: PlanSource::Make(PlanRequest { allocation, ..PlanRequest::new(Target::Sparsity(sparsity), Mode::Paper) }),
-        dtype: None,
-        strict: true,
-        statistics: None,
-        gradients: false,
-        existing: Existing::Refuse,
-    }
+    let request = PlanRequest { allocation, ..PlanRequest::new(Target::Sparsity(sparsity), Mode::Paper) };
+    CompressionOptions { strict: true, ..CompressionOptions::new(PlanSource::Make(request)) }
 }
 
 fn shrink(model: &Model, n_samples: usize, options: &CompressionOptions, target: &Path) -> CompressionResult {
@@ -52,11 +37,7 @@ fn shrink(model: &Model, n_samples: usize, options: &CompressionOptions, target:
 }
 
 fn perplexity(model: &Model) -> f64 {
-    let stories: String = read_text("text/tinystories/test.txt").chars().take(100_000).collect();
-    let corpus = Corpus::from_plain("test.txt", &stories).expect("stories");
-    let options = EvaluationOptions { seq_len: 256, stride: 256, max_windows: None, batch_tokens: 2048 };
-    let compute = Compute::host();
-    pollster::block_on(evaluate(model, &[corpus], options, &compute, &Silent)).expect("evaluates").perplexity
+    modegpt_tests::perplexity(model, 100_000)
 }
 
 #[test]

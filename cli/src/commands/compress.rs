@@ -153,17 +153,13 @@ pub(crate) fn run_of<'a>(
     reporter: &'a dyn Reporter,
 ) -> CalibrationRun<'a> {
     let mut run = CalibrationRun {
-        model,
-        calibration,
-        compute: &found.compute,
-        gram_path: found.gram_path,
         collect,
         gradient_tokens: args.fisher,
-        prefix: false,
         batch_tokens,
         n_shards: args.shards,
         max_host_bytes: args.max_ram,
         reporter,
+        ..CalibrationRun::new(model, calibration, &found.compute, found.gram_path)
     };
     let seq_len = calibration.windows.seq_len;
     while let Some(most) = args.max_vram

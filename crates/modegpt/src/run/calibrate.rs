@@ -13,7 +13,7 @@ use super::gradients::gradient_samples;
 use super::memory::Workload;
 use super::scratch::{Checkpointed, FileStore};
 use super::{MemoryPlan, RunError, StatisticsFolder};
-use crate::{Calibration, Model, Reporter};
+use crate::{Calibration, Model, Reporter, Silent};
 
 /// A calibration to be done.
 pub struct CalibrationRun<'a> {
@@ -51,6 +51,25 @@ pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existi
     let observed = run.observe_all(&folder, "").await;
     let ((), folder) = RunError::end(observed, folder)?;
     Ok(folder.commit()?)
+}
+
+impl<'a> CalibrationRun<'a> {
+    /// A run with 2048 tokens at once, in one part, with nothing collected beside the usual, that tells nobody.
+    pub fn new(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute, gram_path: GramPath) -> Self {
+        Self {
+            model,
+            calibration,
+            compute,
+            gram_path,
+            collect: Collect::default(),
+            gradient_tokens: None,
+            prefix: false,
+            batch_tokens: 2048,
+            n_shards: 1,
+            max_host_bytes: None,
+            reporter: &Silent,
+        }
+    }
 }
 
 impl CalibrationRun<'_> {

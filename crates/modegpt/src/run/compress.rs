@@ -41,6 +41,13 @@ pub struct CompressionOptions {
     pub existing: Existing,
 }
 
+impl CompressionOptions {
+    /// A new output as `plan` says, in the element type of the input, from a calibration of its own.
+    pub fn new(plan: PlanSource) -> Self {
+        Self { plan, dtype: None, strict: false, statistics: None, gradients: false, existing: Existing::Refuse }
+    }
+}
+
 /// What a compression did.
 #[derive(Clone, Debug)]
 pub struct CompressionResult {
