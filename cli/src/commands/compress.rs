@@ -85,7 +85,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         PlanSource::Given(plan) => Collect { logits: plan.methods.query_key == QueryKeyMethod::Refit, inputs: false },
     };
     let prefix = prefix(args, &model, &calibration);
-    let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars);
+    let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
     let run = CalibrationRun { prefix, ..run };
     announce(&model, &calibration, &found, run.memory_plan());
     let result = pollster::block_on(compress(&run, &options, &args.output))?;
@@ -143,6 +143,9 @@ fn check_target(model: &Model, options: &CompressionOptions) -> Result<(), Failu
 }
 
 /// A calibration run with as many tokens at once as the device's memory allows.
+///
+/// # Errors
+/// If one sample alone needs more.
 pub(crate) fn run_of<'a>(
     model: &'a Model,
     calibration: &'a Calibration,
@@ -151,8 +154,8 @@ pub(crate) fn run_of<'a>(
     collect: Collect,
     batch_tokens: usize,
     reporter: &'a dyn Reporter,
-) -> CalibrationRun<'a> {
-    let mut run = CalibrationRun {
+) -> Result<CalibrationRun<'a>, Failure> {
+    let run = CalibrationRun {
         collect,
         gradient_tokens: args.fisher,
         batch_tokens,
@@ -161,14 +164,7 @@ pub(crate) fn run_of<'a>(
         reporter,
         ..CalibrationRun::new(model, calibration, &found.compute, found.gram_path)
     };
-    let seq_len = calibration.windows.seq_len;
-    while let Some(most) = args.max_vram
-        && run.memory_plan().device_bytes > most
-        && run.batch_tokens > seq_len
-    {
-        run.batch_tokens /= 2;
-    }
-    run
+    Ok(args.max_vram.map_or(Ok(run), |most| run.within_device(most))?)
 }
 
 /// Says, before work begins, what will be done and what memory it takes.

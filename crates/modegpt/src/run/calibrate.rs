@@ -8,6 +8,7 @@ use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observ
 use modegpt_checkpoint::{Existing, Journal, OutputFolder};
 use modegpt_model::{Compute, ComputeError, ResidualStore, ResidualStream};
 use modegpt_statistics::StatisticsHeader;
+use modegpt_text::Windows;
 
 use super::gradients::gradient_samples;
 use super::memory::Workload;
@@ -69,6 +70,23 @@ impl<'a> CalibrationRun<'a> {
             max_host_bytes: None,
             reporter: &Silent,
         }
+    }
+
+    /// The same run with fewer tokens at once, down to one sample, as `most` bytes of device memory demand. Where there are
+    /// no samples nothing passes through the device.
+    ///
+    /// # Errors
+    /// [`RunError::DeviceMemory`] if one sample alone needs more.
+    pub fn within_device(mut self, most: u64) -> Result<Self, RunError> {
+        let Windows { seq_len, ref ids, .. } = self.calibration.windows;
+        while !ids.is_empty() && self.memory_plan().device_bytes > most {
+            if self.batch_tokens <= seq_len {
+                let needed_mib = self.memory_plan().device_bytes.div_ceil(1 << 20);
+                return Err(RunError::DeviceMemory { seq_len, needed_mib, allowed_mib: most >> 20 });
+            }
+            self.batch_tokens /= 2;
+        }
+        Ok(self)
     }
 }
 
