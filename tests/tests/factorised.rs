@@ -186,7 +186,6 @@ fn a_factorised_model_calibrates_but_is_not_compressed_again() {
         gram_path: GramPath::Host,
         collect: Collect { logits: true, inputs: true },
         gradient_tokens: None,
-        prefix: true,
         batch_tokens: 64,
         n_shards: 1,
         max_host_bytes: None,
@@ -198,7 +197,7 @@ fn a_factorised_model_calibrates_but_is_not_compressed_again() {
 
     let make = PlanSource::Make(PlanRequest::new(Target::Sparsity(0.2), Mode::Best));
     let (dtype, existing) = (None, Existing::Refuse);
-    let options = CompressionOptions { plan: make, dtype, strict: true, statistics: None, gradients: false, existing };
+    let options = CompressionOptions { plan: make, dtype, strict: true, statistics: None, existing };
     let error = pollster::block_on(compress(&run, &options, &at("out"))).expect_err("maps are products").to_string();
     assert!(error.starts_with("layer 1: the query map is a product of rank"), "{error}");
     assert!(!at("out").exists() && !at("out.partial").exists());
