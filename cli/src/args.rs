@@ -171,7 +171,7 @@ pub(crate) struct CalibrationArgs {
     pub(crate) placement: Placement,
 
     /// Weigh errors with gradients of the loss, from a backward pass over about N of the calibration tokens
-    #[arg(long, value_name = "N", value_parser = parse_positive, num_args = 0..=1, default_missing_value = "2048")]
+    #[arg(long, value_name = "N", num_args = 0..=1, value_parser = parse_positive, default_missing_value = "2048")]
     pub(crate) fisher: Option<usize>,
 
     /// Sum statistics over so many consecutive parts of the samples, then over the parts
@@ -195,6 +195,26 @@ pub(crate) enum Placement {
     /// Spread evenly over the text
     Spread,
 }
+
+/// What a plan decides: options that mean nothing beside one.
+const DECIDED_BY_PLAN: [&str; 16] = [
+    "sparsity",
+    "target_params",
+    "target_bytes",
+    "mode",
+    "allocation",
+    "mlp",
+    "mlp_bias",
+    "query_key",
+    "value_output",
+    "prefix",
+    "epsilon",
+    "prefix_ridge",
+    "round_ff",
+    "round_head",
+    "ridge",
+    "refit_ridge",
+];
 
 /// How small, and how it is decided.
 #[derive(Debug, Args)]
@@ -233,6 +253,17 @@ pub(crate) struct TargetArgs {
     /// In which metric values and outputs are truncated, if not as the mode does
     #[arg(long, value_enum, value_name = "METHOD")]
     pub(crate) value_output: Option<ValueOutputName>,
+
+    /// Refit the bias of the down map too, where there is one; in mode best
+    #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) mlp_bias: Option<bool>,
+
+    /// Refit down maps once more on what the compressed layers before really produce
+    ///
+    /// If not given: in mode best, for models that normalise before each module, where the calibration text is given to
+    /// `compress` and has 64 tokens or more for each hidden unit. A plan says it only if asked to.
+    #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) prefix: Option<bool>,
 
     /// Temperature of the allocation by block influence; chosen as sharp as the paper's if not given
     #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
@@ -327,13 +358,8 @@ pub(crate) struct CompressArgs {
     #[arg(long, value_name = "FOLDER", help_heading = "Calibration")]
     pub(crate) statistics: Option<PathBuf>,
 
-    /// Refit down maps once more on what the compressed layers before really produce; in mode best where the calibration
-    /// text is given and has 64 tokens or more for each hidden unit
-    #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true", help_heading = "Size")]
-    pub(crate) prefix: Option<bool>,
-
-    /// A plan written by `modegpt plan`, instead of a size
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["sparsity", "target_params", "target_bytes"], help_heading = "Size")]
+    /// A plan written by `modegpt plan`, instead of a size and of how it is decided
+    #[arg(long, value_name = "FILE", conflicts_with_all = DECIDED_BY_PLAN, help_heading = "Size")]
     pub(crate) plan: Option<PathBuf>,
 
     /// Element type of the output; that of the input by default
@@ -360,8 +386,10 @@ const COMPRESS_HELP: &str = "\
 What happens:
   1. A memory plan is printed: what the run will take of host, device and disk.
   2. The samples pass through the model once, layer by layer. Of each layer are kept: how much it changes the residual
-     stream, and the Gram matrices of its hidden units, queries, keys and values (f64, summed from short f32 blocks).
-  3. The plan: every layer gives a share of its weights, layers that change little give more. Widths are rounded.
+     stream, and the Gram matrices of its hidden units, queries, keys, values and of what attention delivers (f64, summed
+     from short f32 blocks). With --fisher the gradients of the loss follow, in a pass backward.
+  3. The plan. In mode best every layer and module is surveyed first: what would it lose at each width? The weights go
+     where that costs least. In mode paper layers that change the stream little give more. Widths are rounded.
   4. Every layer is decomposed in f64 and written. Only one layer is in memory at any time.
   5. OUTPUT appears whole, or not at all. A run that is killed leaves OUTPUT.partial; --resume continues it and ends in
      the same bytes.

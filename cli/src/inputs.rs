@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use modegpt::architecture::DType;
 use modegpt::checkpoint::{Existing, FolderSource};
-use modegpt::compress::{Methods, MlpMethod, Mode, QueryKeyMethod, Ridges, Rounding, Target, ValueOutputMethod};
+use modegpt::compress::{
+    ErrorUnit, Methods, MlpMethod, Mode, QueryKeyMethod, Ridges, Rounding, Target, ValueOutputMethod,
+};
 use modegpt::run::{AllocationChoice, PlanRequest};
 use modegpt::text_tools::{Corpus, Strategy, TextJoin};
 use modegpt::{Calibration, CalibrationOptions, CorpusOptions, Model, read_corpus};
@@ -125,21 +127,27 @@ fn target(args: &TargetArgs) -> Result<Target, Failure> {
     }
 }
 
-/// How a plan is to be made.
-pub(crate) fn plan_request(model: &Model, args: &TargetArgs) -> Result<PlanRequest, Failure> {
+/// How a plan is to be made; `fisher`: with gradients of the loss.
+pub(crate) fn plan_request(model: &Model, args: &TargetArgs, fisher: bool) -> Result<PlanRequest, Failure> {
     let mode = match args.mode {
         ModeName::Best => Mode::Best,
         ModeName::Paper => Mode::Paper,
     };
     let usual = PlanRequest::new(target(args)?, mode);
     let default = Ridges::default();
-    Ok(PlanRequest {
+    let request = PlanRequest {
+        unit: if fisher { ErrorUnit::Nats } else { usual.unit },
         methods: methods(args, usual.methods),
         allocation: allocation(args, usual.allocation)?,
         rounding: Some(rounding(model, args)),
         ridges: Ridges { leverage: args.ridge, refit: args.refit_ridge, prefix: args.prefix_ridge, ..default },
         ..usual
-    })
+    };
+    if fisher && !request.weighs_errors() {
+        let reason = "--fisher weighs errors, and none of these methods looks at any: leave it out, or use --mode best";
+        return Err(Failure::Usage(reason.to_owned()));
+    }
+    Ok(request)
 }
 
 fn methods(args: &TargetArgs, usual: Methods) -> Methods {
@@ -148,7 +156,7 @@ fn methods(args: &TargetArgs, usual: Methods) -> Methods {
             MlpName::Leverage => MlpMethod::Leverage,
             MlpName::Elimination => MlpMethod::Elimination,
         }),
-        mlp_bias: usual.mlp_bias,
+        mlp_bias: args.mlp_bias.unwrap_or(usual.mlp_bias),
         query_key: args.query_key.map_or(usual.query_key, |name| match name {
             QueryKeyName::Cr => QueryKeyMethod::Cr,
             QueryKeyName::Refit => QueryKeyMethod::Refit,
@@ -157,6 +165,7 @@ fn methods(args: &TargetArgs, usual: Methods) -> Methods {
             ValueOutputName::Values => ValueOutputMethod::Values,
             ValueOutputName::Attention => ValueOutputMethod::Attention,
         }),
+        prefix: args.prefix.unwrap_or(usual.prefix),
     }
 }
 

@@ -347,3 +347,54 @@ fn plans_that_cannot_be_applied() {
     desk.write_json("bad.json", &honest);
     check_line(&desk, &format!("compress llama --plan bad.json {SAMPLES} -o out"), &["plan is for another model"]);
 }
+
+#[test]
+fn plans_for_which_something_is_missing() {
+    let desk = Desk::new();
+    let usage = |line: &str, expected: &[&str]| {
+        desk.run(line).refused(2, expected);
+        assert!(!desk.exists("out") && !desk.exists("out.partial"), "modegpt {line}");
+    };
+    let line = format!("compress opt --sparsity 0.3 {SAMPLES} -o out");
+    usage(&format!("{line} --fisher 0"), &["--fisher", "at least 1"]);
+    usage(
+        &format!("{line} --mode paper --fisher"),
+        &["--fisher weighs errors, and none of these methods looks at any"],
+    );
+
+    desk.run(&format!("calibrate opt {SAMPLES} -o plain")).ok();
+    desk.run(&format!("calibrate opt {SAMPLES} --fisher 256 -o full")).ok();
+    let with = |statistics: &str| format!("--sparsity 0.3 --statistics {statistics}");
+    let missing = ["weighed with gradients", "`plain` has no gradients-00000.safetensors", "calibrate --fisher"];
+    check_early(&desk, &format!("compress opt {} --fisher --device cpu -o out", with("plain")), &missing);
+    check_line(&desk, &format!("plan opt {} --fisher", with("plain")), &missing);
+    desk.run(&format!("plan opt {} --fisher -o nats.json", with("full"))).ok();
+    desk.run(&format!("plan opt {} -o shares.json", with("full"))).ok();
+    let apply = |plan: &str, more: &str| format!("compress opt --plan {plan} {more} --device cpu -o out");
+    check_early(&desk, &apply("nats.json", "--statistics plain"), &missing);
+    check_early(
+        &desk,
+        &apply("nats.json", SAMPLES.trim_end_matches(" --device cpu")),
+        &["weighed with gradients", "pass --fisher"],
+    );
+    usage(&apply("shares.json", "--statistics full --fisher"), &["--fisher", "shares of the residual energy"]);
+    for option in ["--mode paper", "--mlp leverage", "--prefix", "--round-ff 8", "--allocation uniform"] {
+        usage(&apply("shares.json", &format!("--statistics full {option}")), &["cannot be used with"]);
+    }
+
+    let mut refitted = desk.json("shares.json");
+    refitted["methods"]["prefix"] = json!(true);
+    desk.write_json("refitted.json", &refitted);
+    let samples = ["refitted on the compressed prefix", "pass --calibration"];
+    check_early(&desk, &apply("refitted.json", "--statistics plain"), &samples);
+    // OPT-350m normalises behind each module, and has no norm at the end.
+    let mut config = desk.json("opt/config.json");
+    config["do_layer_norm_before"] = json!(false);
+    desk.write_json("opt/config.json", &config);
+    let file = desk.path("opt/model.safetensors");
+    let mut all = tensors::read_file(&file);
+    all.retain(|name, _| !name.starts_with("model.decoder.final_layer_norm"));
+    tensors::write_file(&file, &all);
+    check_early(&desk, &format!("{line} --prefix"), &["refitted on the compressed prefix", "no plain sum"]);
+    desk.run(&line).ok();
+}

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use modegpt::architecture::{ModelConfig, NormPlacement};
 use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::MemorySource;
-use modegpt::compress::{Mode, Plan, Target};
+use modegpt::compress::{ErrorUnit, Methods, Mode, Plan, Target};
 use modegpt::evaluation::{SamplerOptions, Stop};
 use modegpt::in_memory::{self, InMemoryError, Observation, SparsityRequest};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanSource};
 use modegpt::statistics::LayerStatistics;
-use modegpt::{AllocationChoice, Calibration, Model, PlanRequest, Silent, write};
+use modegpt::{AllocationChoice, Calibration, Model, PlanRequest, Silent, prefix_pays, write};
 use modegpt_tests::{open, stories};
 
 fn request(sparsity: f64, mode: Mode) -> PlanRequest {
@@ -114,6 +115,34 @@ fn what_does_not_belong_together_is_refused() {
     let other = observe(&llama, &stories(&llama, 2, 32), Collect::default()).expect("observes");
     let dtype = llama.checkpoint.dtype();
     in_memory::compress(&llama, &calibration, &other, &plan, dtype, |_| {}).expect_err("a plan of another model");
+}
+
+#[test]
+fn what_takes_a_file_system_is_refused() {
+    let model = open("opt-tiny-stories");
+    let calibration = stories(&model, 2, 32);
+    let best = request(0.1, Mode::Best);
+    let seen = observe(&model, &calibration, best.collect()).expect("observes");
+    let nats = PlanRequest { unit: ErrorUnit::Nats, ..best };
+    let prefix = PlanRequest { methods: Methods { prefix: true, ..best.methods }, ..best };
+    let honest = plan(&model, &seen, &best).expect("reachable");
+    let dtype = model.checkpoint.dtype();
+    for (request, named) in [(nats, "gradients"), (prefix, "compressed prefix")] {
+        let message = plan(&model, &seen, &request).expect_err("a run").to_string();
+        assert!(message.contains(named) && message.contains("in memory"), "{message}");
+        let edited = Plan { unit: request.unit, methods: request.methods, ..honest.clone() };
+        in_memory::compress(&model, &calibration, &seen, &edited, dtype, |_| {}).expect_err("a run");
+    }
+}
+
+#[test]
+fn a_refit_on_the_prefix_takes_many_samples_and_norms_before_modules() {
+    let model = open("opt-tiny-stories");
+    // 64 tokens for each of 384 hidden units.
+    let (few, many) = (stories(&model, 95, 256), stories(&model, 96, 256));
+    assert!(prefix_pays(model.config(), &many) && !prefix_pays(model.config(), &few));
+    let post = ModelConfig { norm_placement: NormPlacement::Post, ..model.config().clone() };
+    assert!(!prefix_pays(&post, &many));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use modegpt::architecture::WeightProvider;
 use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::Existing;
-use modegpt::compress::{Mode, Target};
+use modegpt::compress::{ErrorUnit, Methods, Mode, Target};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{
     AllocationChoice, CalibrationRun, CompressionOptions, CompressionResult, PlanRequest, PlanSource, StatisticsFolder,
@@ -78,23 +78,33 @@ fn compression_meets_the_target_and_keeps_the_model_useful() {
     }
 }
 
-/// Mode best against the paper's methods at the same size, each with and without what it may use beside. The rise of the
-/// logarithm of the perplexity, measured: opt-tiny-stories 0.087 by the paper, 0.009 weighed with gradients; stories260k 1.4 and
-/// 1.0, where gradients gain nothing, since errors are far from small.
+/// Mode best against the paper's methods at the same size, with and without what it may use beside. The rise of the logarithm
+/// of the perplexity, measured:
+///
+/// | | paper, the better | best | with prefix | with gradients |
+/// | --- | ---: | ---: | ---: | ---: |
+/// | opt-tiny-stories, gpt2-tiny-stories | 0.087 | 0.041 | 0.037 | 0.009 |
+/// | stories260k | 1.38 | 1.04 | 0.98 | 1.31 |
+///
+/// Errors of the last are far from small, so that gradients, which tell of small ones, gain little. Bounds are the measured
+/// shares and a tenth.
 #[test]
 fn mode_best_loses_far_less_than_the_paper() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for name in ["opt-tiny-stories", "stories260k", "gpt2-tiny-stories"] {
+    for (name, most) in [
+        ("opt-tiny-stories", [0.53, 0.47, 0.115]),
+        ("stories260k", [0.83, 0.78, 1.0]),
+        ("gpt2-tiny-stories", [0.53, 0.47, 0.115]),
+    ] {
         let model = open(name);
         let dense = perplexity(&model).ln();
         let calibration = stories(&model, 64, 256);
         let compute = Compute::host();
-        let rise = |label: &str, request: PlanRequest, gradients: bool, prefix: bool| {
-            let gradient_tokens = gradients.then_some(2048);
-            let run = CalibrationRun { prefix, gradient_tokens, ..run(&model, &calibration, &compute) };
+        let rise = |label: &str, request: PlanRequest| {
+            let gradient_tokens = (request.unit == ErrorUnit::Nats).then_some(2048);
+            let run = CalibrationRun { gradient_tokens, ..run(&model, &calibration, &compute) };
             let plan = PlanSource::Make(request);
-            let options =
-                CompressionOptions { plan, gradients, strict: false, ..options(0.3, AllocationChoice::Paper) };
+            let options = CompressionOptions { plan, strict: false, ..options(0.3, AllocationChoice::Paper) };
             let target = folder.path().join(format!("{name}-{label}"));
             let result = pollster::block_on(compress(&run, &options, &target)).expect("compresses");
             assert!((result.report.totals.sparsity - 0.3).abs() < 0.01, "{}", result.report.totals.sparsity);
@@ -106,11 +116,13 @@ fn mode_best_loses_far_less_than_the_paper() {
         let best = PlanRequest::new(Target::Sparsity(0.3), Mode::Best);
         let paper = PlanRequest::new(Target::Sparsity(0.3), Mode::Paper);
         let uniform = PlanRequest { allocation: AllocationChoice::Uniform, ..paper };
-        let papers = rise("uniform", uniform, false, false).min(rise("paper", paper, false, false));
-        let plain = rise("best", best, false, false);
-        let prefix = rise("prefix", best, false, true);
-        let fisher = rise("fisher", best, true, false);
-        assert!(plain < 0.9 * papers && prefix < 1.05 * plain && fisher < papers, "{name}");
+        let papers = rise("uniform", uniform).min(rise("paper", paper));
+        let plain = rise("best", best);
+        let refitted = PlanRequest { methods: Methods { prefix: true, ..best.methods }, ..best };
+        let prefix = rise("prefix", refitted);
+        let fisher = rise("fisher", PlanRequest { unit: ErrorUnit::Nats, ..best });
+        let shares = [plain, prefix, fisher].map(|rise| rise / papers);
+        assert!(shares.iter().zip(&most).all(|(share, most)| share < most), "{name}: {shares:?}, at most {most:?}");
     }
 }
 
@@ -169,7 +181,7 @@ fn a_stream_on_the_disk_gives_the_same_statistics() {
     let calibration = stories(&model, 64, 128);
     let collect = |max_host_bytes: Option<u64>, name: &str| {
         let run = CalibrationRun { max_host_bytes, ..run(&model, &calibration, &compute) };
-        let plan = run.memory_plan();
+        let plan = run.memory_plan(false);
         pollster::block_on(calibrate(&run, &folder.path().join(name), Existing::Refuse)).expect("calibrates");
         (StatisticsFolder::new(folder.path().join(name)), plan)
     };

@@ -25,7 +25,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         // Whatever a later compression may need.
         let collect = Collect { logits: true, inputs: args.inputs };
         let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
-        announce(&model, &calibration, &found, run.memory_plan());
+        announce(&model, &calibration, &found, run.memory_plan(false));
         pollster::block_on(calibrate(&run, &args.output, existing))?
     } else {
         let parts: Vec<StatisticsFolder> = args.merge.iter().map(StatisticsFolder::new).collect();

@@ -5,15 +5,15 @@ use std::time::Instant;
 
 use modegpt::architecture::{DType, Family, ModelConfig};
 use modegpt::calibration::Collect;
-use modegpt::compress::{LayerReport, Mode, Plan, QueryKeyMethod};
+use modegpt::compress::{Allocation, ErrorUnit, LayerReport, Methods, Mode, Plan};
 use modegpt::run::{
     CalibrationRun, CompressionOptions, CompressionResult, MemoryPlan, PlanSource, StatisticsFolder, check_request,
     compress,
 };
-use modegpt::{Calibration, Model, Reporter};
+use modegpt::{Calibration, Model, Reporter, prefix_pays};
 use serde::Serialize;
 
-use crate::args::{CalibrationArgs, CompressArgs, ModeName};
+use crate::args::{CalibrationArgs, CompressArgs};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::Bars;
@@ -24,6 +24,10 @@ use crate::{device, inputs, printer, process_memory};
 pub(crate) struct Summary {
     output: String,
     mode: Mode,
+    methods: Methods,
+    allocation: Allocation,
+    /// What errors were weighed with.
+    unit: ErrorUnit,
     pub(crate) params_before: u64,
     pub(crate) params_after: u64,
     pub(crate) block_params_before: u64,
@@ -53,18 +57,18 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     let begin = Instant::now();
     check_prefix(args)?;
     let plan = plan_source_of_file(args)?;
+    plan.iter().try_for_each(|plan| check_fisher(args, plan))?;
     device::set_threads(args.common.threads);
     let found = device::open(args.common.device)?;
     let model = inputs::open_model(&args.model.model)?;
-    let options = CompressionOptions {
+    let mut options = CompressionOptions {
         plan: match plan {
             Some(plan) => PlanSource::Given(Box::new(plan)),
-            None => PlanSource::Make(inputs::plan_request(&model, &args.target)?),
+            None => PlanSource::Make(inputs::plan_request(&model, &args.target, args.calibration.fisher.is_some())?),
         },
         dtype: args.dtype.map(inputs::dtype),
         strict: args.strict,
         statistics: args.statistics.as_ref().map(StatisticsFolder::new),
-        gradients: args.calibration.fisher.is_some(),
         existing: inputs::existing(args.force, args.resume),
     };
     // Found out before any work: a sparsity that cannot be reached.
@@ -80,41 +84,37 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         }
     };
     let bars = Bars::default();
-    let collect = match &options.plan {
-        PlanSource::Make(request) => request.collect(),
-        PlanSource::Given(plan) => Collect { logits: plan.methods.query_key == QueryKeyMethod::Refit, inputs: false },
-    };
-    let prefix = prefix(args, &model, &calibration);
+    if let PlanSource::Make(request) = &mut options.plan
+        && args.target.prefix.is_none()
+    {
+        request.methods.prefix = request.mode == Mode::Best && prefix_pays(model.config(), &calibration);
+    }
+    let (collect, prefix) = (options.plan.collect(), options.plan.methods().prefix);
     let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
-    let run = CalibrationRun { prefix, ..run };
-    announce(&model, &calibration, &found, run.memory_plan());
+    let memory = run.memory_plan(prefix);
+    announce(&model, &calibration, &found, memory);
+    announce_plan(&options.plan);
     let result = pollster::block_on(compress(&run, &options, &args.output))?;
-    let summary = summarise(&result, args, &model, &calibration, &found, run.memory_plan(), begin);
+    let summary = summarise(&result, args, &model, &calibration, &found, memory, begin);
     if args.common.json { printer::json(&summary) } else { print(&summary, &result.folder) }
-}
-
-/// Calibration tokens for each hidden unit of the widest MLP from which a refit on the compressed prefix pays: on
-/// SmolLM2-135M with 21 it gained nothing, on opt-tiny-stories with 170 it does.
-const TOKENS_PER_UNIT: usize = 64;
-
-/// Whether down maps are refitted on the compressed prefix: as asked, else in mode best where there are samples enough.
-fn prefix(args: &CompressArgs, model: &Model, calibration: &Calibration) -> bool {
-    args.prefix.unwrap_or_else(|| args.target.mode == ModeName::Best && pays(model, calibration))
 }
 
 /// Refuses a refit on the compressed prefix without samples that could be carried through it.
 fn check_prefix(args: &CompressArgs) -> Result<(), Failure> {
-    if args.prefix == Some(true) && args.calibration.calibration.is_empty() {
+    if args.target.prefix == Some(true) && args.calibration.calibration.is_empty() {
         let reason = "--prefix carries the samples through the compressed layers: pass --calibration FILE… too";
         return Err(Failure::Usage(reason.to_owned()));
     }
     Ok(())
 }
 
-/// Whether the samples are enough for a refit on the compressed prefix.
-pub(crate) fn pays(model: &Model, calibration: &Calibration) -> bool {
-    let widest = model.config().layers.iter().map(|shape| shape.d_ff).max().unwrap_or(0);
-    calibration.windows.ids.len() >= TOKENS_PER_UNIT * widest
+/// Refuses gradients beside a plan that has no use for them.
+fn check_fisher(args: &CompressArgs, plan: &Plan) -> Result<(), Failure> {
+    if args.calibration.fisher.is_some() && plan.unit != ErrorUnit::Nats {
+        let reason = format!("--fisher: this plan weighs errors in {}, without gradients", plan.unit);
+        return Err(Failure::Usage(reason));
+    }
+    Ok(())
 }
 
 /// Refuses samples that are not those behind the statistics.
@@ -185,6 +185,16 @@ pub(crate) fn announce(model: &Model, calibration: &Calibration, found: &FoundDe
     ));
 }
 
+/// Says, before work begins, by which methods widths are decided and lost.
+pub(crate) fn announce_plan(plan: &PlanSource) {
+    printer::remark(&format!("methods      {}", plan.methods()));
+    let allocation = match plan {
+        PlanSource::Make(request) => request.allocation.to_string(),
+        PlanSource::Given(plan) => plan.allocation.to_string(),
+    };
+    printer::remark(&format!("allocation   {allocation}; errors in {}", plan.unit()));
+}
+
 /// One line on what a model is.
 pub(crate) fn describe(config: &ModelConfig, params: u64) -> String {
     format!(
@@ -220,6 +230,9 @@ fn summarise(
     Summary {
         output: result.folder.display().to_string(),
         mode: result.plan.mode,
+        methods: result.plan.methods,
+        allocation: result.plan.allocation,
+        unit: result.plan.unit,
         params_before,
         params_after,
         block_params_before: totals.block_params_before,

@@ -9,11 +9,11 @@ use modegpt::compress::{Mode, Target};
 use modegpt::evaluation::SamplerOptions;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
 use modegpt::text_tools::{Corpus, Strategy};
-use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model};
+use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model, prefix_pays};
 use serde::Serialize;
 
 use crate::args::{DemoArgs, DemoModel};
-use crate::commands::compress::{announce, layer_table, pays};
+use crate::commands::compress::{announce, announce_plan, layer_table};
 use crate::commands::{eval, generate};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
@@ -114,16 +114,18 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
     };
     let calibration = Calibration::draw(model, &[Corpus::from_plain("calibration.txt", CALIBRATION)?], options)?;
     let bars = Bars::default();
-    let request = PlanRequest::new(Target::Sparsity(args.sparsity), Mode::Best);
+    let mut request = PlanRequest::new(Target::Sparsity(args.sparsity), Mode::Best);
+    request.methods.prefix = prefix_pays(model.config(), &calibration);
+    let plan = PlanSource::Make(request);
     let run = CalibrationRun {
         collect: request.collect(),
-        prefix: pays(model, &calibration),
         batch_tokens: args.common.batch_tokens,
         reporter: &bars,
         ..CalibrationRun::new(model, &calibration, &found.compute, found.gram_path)
     };
-    announce(model, &calibration, found, run.memory_plan());
-    let options = CompressionOptions::new(PlanSource::Make(request));
+    announce(model, &calibration, found, run.memory_plan(request.methods.prefix));
+    announce_plan(&plan);
+    let options = CompressionOptions::new(plan);
     let result = pollster::block_on(compress(&run, &options, target))?;
     Ok(layer_table(&result.report.layers))
 }

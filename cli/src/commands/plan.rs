@@ -15,12 +15,13 @@ use crate::{inputs, printer};
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let model = inputs::open_model(&args.model.model)?;
     let statistics = StatisticsFolder::new(&args.statistics);
-    let (influences, _) = statistics.influences(model.config().layers.len(), model.fingerprint())?;
-    let request = inputs::plan_request(&model, &args.target)?;
+    let n_layers = model.config().layers.len();
+    let (influences, _) = statistics.influences(n_layers, model.fingerprint())?;
+    let request = inputs::plan_request(&model, &args.target, args.fisher)?;
     let dtype = args.dtype.map_or(model.checkpoint.dtype(), inputs::dtype);
     check_request(&model, &request, dtype)?;
     let curves = if request.allocation == AllocationChoice::ErrorCurves {
-        let gradients = args.fisher.then(|| GradientsFolder::new(&args.statistics));
+        let gradients = args.fisher.then(|| GradientsFolder::of_all_layers(&args.statistics, n_layers)).transpose()?;
         let known = Known { model: &model, statistics: &statistics, gradients: gradients.as_ref() };
         let surveys = known.survey(&request, None, &Bars::default())?;
         Some(surveys.into_iter().map(|survey| survey.curves).collect())

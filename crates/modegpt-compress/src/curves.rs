@@ -5,6 +5,8 @@
 //! error per parameter removed is least; up to the last step this is the best that any choice of widths on the hulls can
 //! do.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ModelSummary, Rounding, Widths, model_summary::field_error};
@@ -18,6 +20,16 @@ pub enum ErrorUnit {
     Nats,
     /// `tr(E)` as a share of the energy of the residual stream.
     ResidualEnergy,
+}
+
+/// Words, for people.
+impl fmt::Display for ErrorUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nats => "nats",
+            Self::ResidualEnergy => "shares of the residual energy",
+        })
+    }
 }
 
 /// Errors of one module at the widths that it can take.
@@ -74,9 +86,8 @@ impl WidthGrid {
 
 impl WidthGrid {
     /// Curves on this grid that are zero everywhere: enough to find out which sizes can be reached.
-    pub fn free(&self) -> LayerCurves {
+    pub fn free(&self, unit: ErrorUnit) -> LayerCurves {
         let curve = |widths: &[usize]| ErrorCurve { widths: widths.to_vec(), errors: vec![0.0; widths.len()] };
-        let unit = ErrorUnit::ResidualEnergy;
         LayerCurves { unit, d_ff: curve(&self.d_ff), d_qk: curve(&self.d_qk), d_v: curve(&self.d_v) }
     }
 }

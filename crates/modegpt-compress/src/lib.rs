@@ -28,6 +28,7 @@
 //!     sparsity: 0.3,
 //!     mode: Mode::Paper,
 //!     methods: Mode::Paper.methods(),
+//!     unit: ErrorUnit::ResidualEnergy,
 //!     allocation: Allocation::by_block_influence(&config, &influences)?,
 //!     rounding: Rounding::default_for(&config),
 //!     ridges: Ridges::default(),

@@ -1,5 +1,7 @@
 //! Which method does what: each decision of its own, so that any of them can be put back to what the paper does.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// How hidden units of the MLP are chosen. The down map is refitted by least squares either way.
@@ -45,6 +47,8 @@ pub struct Methods {
     pub query_key: QueryKeyMethod,
     /// Value and output maps.
     pub value_output: ValueOutputMethod,
+    /// Whether down maps are refitted once more on the stream that the compressed layers before them produce.
+    pub prefix: bool,
 }
 
 impl Methods {
@@ -54,13 +58,42 @@ impl Methods {
         mlp_bias: false,
         query_key: QueryKeyMethod::Cr,
         value_output: ValueOutputMethod::Values,
+        prefix: false,
     };
 
-    /// Same statistics, better decisions.
+    /// Same statistics, better decisions. Whether the refit on the compressed prefix pays depends on the samples: not here.
     pub const BEST: Self = Self {
         mlp: MlpMethod::Elimination,
         mlp_bias: true,
         query_key: QueryKeyMethod::Refit,
         value_output: ValueOutputMethod::Attention,
+        prefix: false,
     };
+
+    /// Whether any decision looks at errors, so that it matters what they are weighed with.
+    pub fn weigh_errors(&self) -> bool {
+        self.mlp == MlpMethod::Elimination
+            || self.query_key == QueryKeyMethod::Refit
+            || self.value_output == ValueOutputMethod::Attention
+    }
+}
+
+/// One line, for people.
+impl fmt::Display for Methods {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mlp = match self.mlp {
+            MlpMethod::Leverage => "ridge leverage and Nyström",
+            MlpMethod::Elimination => "elimination with refit",
+        };
+        let query_key = match self.query_key {
+            QueryKeyMethod::Cr => "CR",
+            QueryKeyMethod::Refit => "by logits, with refit",
+        };
+        let value_output = match self.value_output {
+            ValueOutputMethod::Values => "SVD on values",
+            ValueOutputMethod::Attention => "SVD on what attention delivers",
+        };
+        write!(f, "MLP: {mlp}; query–key: {query_key}; value–output: {value_output}")?;
+        if self.prefix { f.write_str("; down maps refitted on the compressed prefix") } else { Ok(()) }
+    }
 }

@@ -3,6 +3,8 @@
 //! A plan is made first, can be read and edited by hand, and is then applied. Its text is JSON. The totals in it are for
 //! the reader; they are computed anew when a plan is read, so that editing a width needs no arithmetic.
 
+use std::fmt;
+
 use modegpt_architecture::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -50,11 +52,20 @@ pub enum Allocation {
     Uniform {},
     /// Every layer and module gives where it costs least, by the error curves that they offer.
     ErrorCurves {
-        /// What errors are measured in.
-        unit: ErrorUnit,
         /// Largest share of a width that may go.
         cap: f64,
     },
+}
+
+/// One line, for people.
+impl fmt::Display for Allocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BlockInfluence { .. } => f.write_str("by block influence"),
+            Self::Uniform {} => f.write_str("evenly"),
+            Self::ErrorCurves { .. } => f.write_str("by error curves"),
+        }
+    }
 }
 
 impl Allocation {
@@ -75,7 +86,7 @@ impl Allocation {
     fn check(self) -> Result<(), Error> {
         let cap = match self {
             Self::Uniform {} => return Ok(()),
-            Self::ErrorCurves { cap, .. } => cap,
+            Self::ErrorCurves { cap } => cap,
             Self::BlockInfluence { epsilon, cap } => {
                 if !(epsilon.is_finite() && epsilon > 0.0) {
                     return Err(field_error("allocation.epsilon", "a positive number", epsilon));
@@ -186,6 +197,8 @@ pub struct PlanOptions {
     pub mode: Mode,
     /// Which methods apply.
     pub methods: Methods,
+    /// What errors are weighed with: gradients of the loss, if in nats.
+    pub unit: ErrorUnit,
     /// How it is spread over layers.
     pub allocation: Allocation,
     /// Multiples that widths are rounded to.
@@ -204,6 +217,8 @@ pub struct Plan {
     pub mode: Mode,
     /// The methods that apply: those of the mode, unless one was asked for by itself.
     pub methods: Methods,
+    /// What errors are weighed with: gradients of the loss, if in nats. Then they are needed to apply the plan.
+    pub unit: ErrorUnit,
     /// Sparsity as asked for.
     pub target: f64,
     /// How it was spread over the layers.
@@ -244,7 +259,7 @@ impl Plan {
         options: &PlanOptions,
     ) -> Result<Self, Error> {
         check_dense(config)?;
-        let &PlanOptions { sparsity, mode, methods, allocation, rounding, ridges } = options;
+        let &PlanOptions { sparsity, mode, methods, unit, allocation, rounding, ridges } = options;
         let model = ModelSummary::of(config);
         if influences.len() != model.n_layers {
             return Err(Error::out_of_range("influences", format!("{} of them", model.n_layers), influences.len()));
@@ -261,6 +276,7 @@ impl Plan {
             version: Self::VERSION,
             mode,
             methods,
+            unit,
             target: sparsity,
             allocation,
             ridges,
@@ -390,6 +406,9 @@ fn spread(
             })?;
             for (index, (curves, widths)) in curves.iter().zip(&model.widths).enumerate() {
                 curves.check(&format!("layers[{index}].curves"), *widths)?;
+                if curves.unit != options.unit {
+                    return Err(field_error(format!("layers[{index}].curves.unit"), options.unit, curves.unit));
+                }
             }
             let widths = allocate(model, curves, options.sparsity)?;
             let share = |(after, &before): (&Widths, &u64)| 1.0 - model.params(*after) as f64 / before as f64;

@@ -8,6 +8,7 @@ use crate::{ModelSummary, Totals, Widths};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModuleReport {
     /// Squared error over the calibration tokens as a share of the energy of the exact result. 0 if nothing changed.
+    /// It is that of the decomposition: a refit on the compressed prefix comes after.
     ///
     /// Of the MLP: of its output. Of query and key: of the products of all queries with all keys, before rotation and
     /// softmax. Of value and output: of the values through the output maps, head by head.

@@ -11,8 +11,8 @@ use modegpt_architecture::{DType, WeightError, WeightProvider};
 use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer};
 use modegpt_checkpoint::{LoadError, SaveError, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    Layer, LayerCurves, LayerReport, Mode, ModelSummary, Orders, Plan, Report, Ridges, Rounding, Target,
-    compress_layer, survey_layer,
+    ErrorUnit, Layer, LayerCurves, LayerReport, Methods, Mode, ModelSummary, Orders, Plan, Report, Ridges, Rounding,
+    Target, compress_layer, survey_layer,
 };
 use modegpt_model::{Compute, ComputeError, ResidualStream};
 use modegpt_statistics::LayerStatistics;
@@ -39,6 +39,9 @@ pub enum InMemoryError {
         /// Layers observed.
         found: usize,
     },
+    /// What is asked for takes a run over a file system.
+    #[error("{0} cannot be done in memory alone: use the command line")]
+    NotInMemory(&'static str),
     /// Reading weights.
     #[error(transparent)]
     Weights(#[from] WeightError),
@@ -148,6 +151,7 @@ pub fn curves(
     reporter: &dyn Reporter,
 ) -> Result<Option<Vec<LayerCurves>>, InMemoryError> {
     check_layers(model, statistics)?;
+    check_needs(request.unit, request.methods)?;
     if request.allocation != AllocationChoice::ErrorCurves {
         return Ok(None);
     }
@@ -176,6 +180,7 @@ pub fn plan(
     request: &PlanRequest,
 ) -> Result<Plan, InMemoryError> {
     check_layers(model, statistics)?;
+    check_needs(request.unit, request.methods)?;
     let influences: Vec<f64> = statistics.iter().map(LayerStatistics::block_influence).collect();
     Ok(plan_request::make_plan(model, &influences, curves, request, model.checkpoint.dtype())?)
 }
@@ -208,6 +213,7 @@ pub fn compress(
     check_layers(model, statistics)?;
     let config = model.config();
     plan.check_model(config, model.fingerprint())?;
+    check_needs(plan.unit, plan.methods)?;
     let n_layers = config.layers.len();
     let mut files = BTreeMap::new();
     let mut outer = Vec::new();
@@ -253,6 +259,14 @@ fn with_layer<T>(
     let weights = model.checkpoint.layer(index)?.into_dense().map_err(WeightError::from)?;
     let (shape, statistics) = (&config.layers[index], &statistics[index]);
     Ok(work(&Layer { config, index, weights: &weights, shape, statistics, gradients: None })?)
+}
+
+fn check_needs(unit: ErrorUnit, methods: Methods) -> Result<(), InMemoryError> {
+    match (unit, methods.prefix) {
+        (ErrorUnit::Nats, _) => Err(InMemoryError::NotInMemory("weighing errors with gradients")),
+        (_, true) => Err(InMemoryError::NotInMemory("a refit on the compressed prefix")),
+        (ErrorUnit::ResidualEnergy, false) => Ok(()),
+    }
 }
 
 fn check_layers(model: &Model, statistics: &[LayerStatistics]) -> Result<(), InMemoryError> {

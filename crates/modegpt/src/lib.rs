@@ -29,7 +29,7 @@ pub use activations::{ActivationSpectra, DownErrors, activation_spectra};
 pub use evaluate::{Comparison, Evaluation, EvaluationError, EvaluationOptions, evaluate, evaluate_against};
 pub use model::{Model, ModelError};
 pub use multiple_choice::{Answer, EncodedTask, TaskProtocol, TaskScore, answer_task};
-pub use plan_request::{AllocationChoice, PlanRequest};
+pub use plan_request::{AllocationChoice, PlanRequest, prefix_pays};
 pub use reporter::{Reporter, Silent};
 pub use spectra::{Spectrum, weight_spectra};
 pub use text::{Calibration, CalibrationOptions, CorpusOptions, read_corpus};

@@ -1,6 +1,8 @@
 //! What is asked of a plan, and how it becomes one.
 
-use modegpt_architecture::{DType, ModelConfig};
+use std::fmt;
+
+use modegpt_architecture::{DType, ModelConfig, NormPlacement};
 use modegpt_calibration::Collect;
 use modegpt_compress::{
     Allocation, Error, ErrorUnit, LayerCurves, Methods, Mode, ModelSize, Plan, PlanOptions, QueryKeyMethod, Ridges,
@@ -8,7 +10,7 @@ use modegpt_compress::{
 };
 use serde::Deserialize;
 
-use crate::Model;
+use crate::{Calibration, Model};
 
 /// How sparsity is to be spread over layers.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
@@ -24,6 +26,18 @@ pub enum AllocationChoice {
     ErrorCurves,
 }
 
+/// One line, for people.
+impl fmt::Display for AllocationChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Paper => f.write_str("by block influence, as sharp as the paper's"),
+            Self::Epsilon(epsilon) => write!(f, "by block influence, temperature {epsilon}"),
+            Self::Uniform => f.write_str("evenly"),
+            Self::ErrorCurves => f.write_str("by error curves"),
+        }
+    }
+}
+
 /// How a plan is to be made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PlanRequest {
@@ -33,6 +47,8 @@ pub struct PlanRequest {
     pub mode: Mode,
     /// The methods.
     pub methods: Methods,
+    /// What errors are weighed with: gradients of the loss, if in nats.
+    pub unit: ErrorUnit,
     /// How sparsity is spread.
     pub allocation: AllocationChoice,
     /// Multiples that widths are rounded to; those for the model's size if `None`.
@@ -48,7 +64,8 @@ impl PlanRequest {
             Mode::Paper => AllocationChoice::Paper,
             Mode::Best => AllocationChoice::ErrorCurves,
         };
-        Self { target, mode, methods: mode.methods(), allocation, rounding: None, ridges: Ridges::default() }
+        let (methods, unit) = (mode.methods(), ErrorUnit::ResidualEnergy);
+        Self { target, mode, methods, unit, allocation, rounding: None, ridges: Ridges::default() }
     }
 
     /// What calibration has to collect for it.
@@ -57,11 +74,29 @@ impl PlanRequest {
         Collect { logits: needs_logits || self.allocation == AllocationChoice::ErrorCurves, inputs: false }
     }
 
+    /// Whether anything is decided by errors, so that it matters what they are weighed with.
+    pub fn weighs_errors(&self) -> bool {
+        self.allocation == AllocationChoice::ErrorCurves || self.methods.weigh_errors()
+    }
+
     /// The widths that errors of a layer are asked for.
     pub(crate) fn width_grid(&self, config: &ModelConfig, layer: usize) -> WidthGrid {
         let rounding = self.rounding.unwrap_or_else(|| Rounding::default_for(config));
         WidthGrid::new(Widths::from(&config.layers[layer]), config.is_rotary(), rounding, Allocation::DEFAULT_CAP)
     }
+}
+
+/// Calibration tokens for each hidden unit of the widest MLP from which [`prefix_pays`].
+///
+/// A down map has a row of unknowns for each hidden unit. On SmolLM2-135M with 21 tokens a unit the refit gained nothing, on
+/// opt-tiny-stories with 170 it does; the power of two about half way is a choice, not a measurement.
+const PREFIX_TOKENS_PER_UNIT: usize = 64;
+
+/// Whether a refit on the compressed prefix is possible and may be expected to gain: the model must normalise what enters a
+/// module, so that the residual stream is a plain sum, and the samples must be many.
+pub fn prefix_pays(config: &ModelConfig, calibration: &Calibration) -> bool {
+    let widest = config.layers.iter().map(|shape| shape.d_ff).max().unwrap_or(0);
+    config.norm_placement == NormPlacement::Pre && calibration.windows.ids.len() >= PREFIX_TOKENS_PER_UNIT * widest
 }
 
 /// Makes a plan for `model` from its layers' block influences and, where allocation asks for them, their error curves.
@@ -81,14 +116,11 @@ pub(crate) fn make_plan(
         AllocationChoice::Paper => Allocation::by_block_influence(config, influences)?,
         AllocationChoice::Epsilon(epsilon) => Allocation::BlockInfluence { epsilon, cap: Allocation::DEFAULT_CAP },
         AllocationChoice::Uniform => Allocation::Uniform {},
-        AllocationChoice::ErrorCurves => {
-            let unit = curves.iter().flatten().next().map_or(ErrorUnit::ResidualEnergy, |curves| curves.unit);
-            Allocation::ErrorCurves { unit, cap: Allocation::DEFAULT_CAP }
-        }
+        AllocationChoice::ErrorCurves => Allocation::ErrorCurves { cap: Allocation::DEFAULT_CAP },
     };
-    let &PlanRequest { mode, methods, rounding, ridges, .. } = request;
+    let &PlanRequest { mode, methods, unit, rounding, ridges, .. } = request;
     let rounding = rounding.unwrap_or_else(|| Rounding::default_for(config));
-    let options = PlanOptions { sparsity, mode, methods, allocation, rounding, ridges };
+    let options = PlanOptions { sparsity, mode, methods, unit, allocation, rounding, ridges };
     Plan::new(config, model.fingerprint(), influences, curves, &options)
 }
 

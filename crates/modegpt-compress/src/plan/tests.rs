@@ -10,6 +10,7 @@ fn options(sparsity: f64, allocation: Allocation, config: &ModelConfig) -> PlanO
         sparsity,
         mode: Mode::Paper,
         methods: Methods::PAPER,
+        unit: ErrorUnit::ResidualEnergy,
         allocation,
         rounding: Rounding::default_for(config),
         ridges: Ridges::default(),

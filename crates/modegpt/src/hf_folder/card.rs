@@ -17,8 +17,8 @@ pub(super) fn write(finished: &Finished<'_>) -> String {
         card,
         "---\ntags:\n- modegpt\n- compressed\n---\n\n\
          # A language model, compressed by modular decomposition\n\n\
-         Compressed without training by [MoDeGPT](https://arxiv.org/abs/2408.09632) as implemented in modegpt {version}: \
-         Nyström for the MLP, CR for query and key, SVD for value and output.\n\n\
+         Compressed without training by [MoDeGPT](https://arxiv.org/abs/2408.09632) as implemented in modegpt {version}.\n\n\
+         {methods}. Sparsity was spread {allocation}; errors were weighed in {unit}.\n\n\
          | | before | after | removed |\n| --- | ---: | ---: | ---: |\n\
          | linear weights of the decoder blocks | {block_before} | {block_after} | {block_removed:.2} % |\n\
          | all parameters | {before} | {after} | {all_removed:.2} % |\n\
@@ -30,10 +30,14 @@ pub(super) fn write(finished: &Finished<'_>) -> String {
          tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```\n\n\
          `trust_remote_code` is needed because layers differ in width; `modeling_modegpt.py` in this folder is the code.\n\n\
          ## Layers\n\n\
-         Errors are squared, on the calibration samples, as shares of the energy of the exact result.\n\n\
+         Errors are squared, on the calibration samples, as shares of the energy of the exact result; those of the \
+         decomposition itself, before any refit on the compressed prefix.\n\n\
          | layer | removed | d_ff | d_qk | d_v | MLP error | query–key error | value–output error |\n\
          | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
         version = env!("CARGO_PKG_VERSION"),
+        methods = plan.methods,
+        allocation = plan.allocation,
+        unit = plan.unit,
         block_before = totals.block_params_before,
         block_after = totals.block_params_after,
         block_removed = 100.0 * totals.sparsity,

@@ -30,8 +30,6 @@ pub struct CalibrationRun<'a> {
     pub collect: Collect,
     /// Compute gradients of the loss over about so many of the calibration tokens.
     pub gradient_tokens: Option<usize>,
-    /// Compression refits down maps on the stream of the compressed layers before them, for which it needs the samples.
-    pub prefix: bool,
     /// Tokens computed at once.
     pub batch_tokens: usize,
     /// Sums are formed over so many consecutive parts of the samples, then added in order.
@@ -47,7 +45,7 @@ pub struct CalibrationRun<'a> {
 /// # Errors
 /// [`RunError`]; nothing appears at `target` then.
 pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existing) -> Result<PathBuf, RunError> {
-    run.check()?;
+    run.check(false)?;
     let folder = OutputFolder::begin(target, existing, &run.journal())?;
     let observed = run.observe_all(&folder, "").await;
     let ((), folder) = RunError::end(observed, folder)?;
@@ -64,7 +62,6 @@ impl<'a> CalibrationRun<'a> {
             gram_path,
             collect: Collect::default(),
             gradient_tokens: None,
-            prefix: false,
             batch_tokens: 2048,
             n_shards: 1,
             max_host_bytes: None,
@@ -79,9 +76,9 @@ impl<'a> CalibrationRun<'a> {
     /// [`RunError::DeviceMemory`] if one sample alone needs more.
     pub fn within_device(mut self, most: u64) -> Result<Self, RunError> {
         let Windows { seq_len, ref ids, .. } = self.calibration.windows;
-        while !ids.is_empty() && self.memory_plan().device_bytes > most {
+        while !ids.is_empty() && self.memory_plan(false).device_bytes > most {
             if self.batch_tokens <= seq_len {
-                let needed_mib = self.memory_plan().device_bytes.div_ceil(1 << 20);
+                let needed_mib = self.memory_plan(false).device_bytes.div_ceil(1 << 20);
                 return Err(RunError::DeviceMemory { seq_len, needed_mib, allowed_mib: most >> 20 });
             }
             self.batch_tokens /= 2;
@@ -91,9 +88,10 @@ impl<'a> CalibrationRun<'a> {
 }
 
 impl CalibrationRun<'_> {
-    /// What memory this run will take.
-    pub fn memory_plan(&self) -> MemoryPlan {
-        let plan = MemoryPlan::new(self.model.config(), self.workload(), self.prefix, self.max_host_bytes);
+    /// What memory this run will take, and the compression that follows; `prefix`: whether it refits down maps on the
+    /// compressed prefix.
+    pub fn memory_plan(&self, prefix: bool) -> MemoryPlan {
+        let plan = MemoryPlan::new(self.model.config(), self.workload(), prefix, self.max_host_bytes);
         match self.gradient_tokens {
             Some(n_tokens) if !self.calibration.windows.ids.is_empty() => {
                 let samples = gradient_samples(self.calibration, n_tokens);
@@ -107,12 +105,12 @@ impl CalibrationRun<'_> {
     ///
     /// # Errors
     /// [`RunError::SampleTooLong`] or [`RunError::Memory`].
-    pub fn check(&self) -> Result<(), RunError> {
+    pub fn check(&self, prefix: bool) -> Result<(), RunError> {
         let (found, most) = (self.calibration.windows.seq_len, self.model.config().max_positions);
         if found > most {
             return Err(RunError::SampleTooLong { found, most });
         }
-        let needed = self.memory_plan().host_bytes;
+        let needed = self.memory_plan(prefix).host_bytes;
         match self.max_host_bytes {
             Some(allowed) if needed > allowed => {
                 Err(RunError::Memory { needed_mib: needed.div_ceil(1 << 20), allowed_mib: allowed >> 20 })
@@ -194,7 +192,7 @@ impl CalibrationRun<'_> {
 
     /// The stream at the input of `layer`: as an earlier run kept it, or computed anew.
     async fn enter(&self, layer: usize, kept: &Checkpointed) -> Result<Place, RunError> {
-        let on_disk = self.memory_plan().stream_on_disk;
+        let on_disk = self.memory_plan(false).stream_on_disk;
         if layer > 0 && kept.is_intact(layer, self.n_elements()) {
             self.reporter.note(&format!("resuming at layer {layer}"));
             return Ok(if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, self.n_elements())?) });
@@ -283,7 +281,7 @@ enum Place {
     Disk,
 }
 
-/// A stream that is kept on the disk between layers, to resume from, and in memory too unless memory is short.
+/// A stream of the refit on the compressed prefix, kept on the disk between layers, to resume from, and in memory too unless memory is short.
 pub(super) struct KeptStream<'a> {
     run: &'a CalibrationRun<'a>,
     kept: Checkpointed,
@@ -297,7 +295,7 @@ impl<'a> KeptStream<'a> {
         if !kept.is_intact(layer, run.n_elements()) {
             return Ok(None);
         }
-        let on_disk = run.memory_plan().stream_on_disk;
+        let on_disk = run.memory_plan(true).stream_on_disk;
         let place = if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, run.n_elements())?) };
         Ok(Some(Self { run, kept, place }))
     }
@@ -307,7 +305,7 @@ impl<'a> KeptStream<'a> {
         std::fs::create_dir_all(&folder).map_err(|reason| RunError::Scratch { path: folder.clone(), reason })?;
         let kept = Checkpointed::new(&folder);
         let (ids, weights) = (&run.calibration.windows.ids, &run.model.checkpoint);
-        let place = if run.memory_plan().stream_on_disk {
+        let place = if run.memory_plan(true).stream_on_disk {
             let output = kept.path(0).with_extension("tmp");
             let store = FileStore::new(None, &output)?;
             run.stream(Box::new(store)).embed(weights, ids, run.compute).await?;

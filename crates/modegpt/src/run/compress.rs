@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use modegpt_architecture::{DType, LayerShape, ModelConfig};
+use modegpt_architecture::{DType, LayerShape, ModelConfig, NormPlacement};
+use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    CompressedLayer, LayerCurves, LayerReport, ModelSummary, Orders, Plan, Report, check_dense, compress_layer,
+    CompressedLayer, ErrorUnit, LayerCurves, LayerReport, Methods, ModelSummary, Orders, Plan, QueryKeyMethod, Report,
+    check_dense, compress_layer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +26,32 @@ pub enum PlanSource {
     Given(Box<Plan>),
 }
 
+impl PlanSource {
+    /// The methods that apply.
+    pub fn methods(&self) -> Methods {
+        match self {
+            Self::Make(request) => request.methods,
+            Self::Given(plan) => plan.methods,
+        }
+    }
+
+    /// What errors are weighed with.
+    pub fn unit(&self) -> ErrorUnit {
+        match self {
+            Self::Make(request) => request.unit,
+            Self::Given(plan) => plan.unit,
+        }
+    }
+
+    /// What calibration has to collect for it.
+    pub fn collect(&self) -> Collect {
+        match self {
+            Self::Make(request) => request.collect(),
+            Self::Given(plan) => Collect { logits: plan.methods.query_key == QueryKeyMethod::Refit, inputs: false },
+        }
+    }
+}
+
 /// What is asked of a compression beside its plan.
 #[derive(Clone, Debug)]
 pub struct CompressionOptions {
@@ -35,8 +63,6 @@ pub struct CompressionOptions {
     pub strict: bool,
     /// Statistics of an earlier calibration, to be used instead of a new one.
     pub statistics: Option<StatisticsFolder>,
-    /// Weigh errors with gradients of the loss: those beside the statistics, or those that the run computes.
-    pub gradients: bool,
     /// What to do about an output that is there already.
     pub existing: Existing,
 }
@@ -44,7 +70,7 @@ pub struct CompressionOptions {
 impl CompressionOptions {
     /// A new output as `plan` says, in the element type of the input, from a calibration of its own.
     pub fn new(plan: PlanSource) -> Self {
-        Self { plan, dtype: None, strict: false, statistics: None, gradients: false, existing: Existing::Refuse }
+        Self { plan, dtype: None, strict: false, statistics: None, existing: Existing::Refuse }
     }
 }
 
@@ -98,7 +124,7 @@ pub fn check_request(model: &Model, request: &PlanRequest, dtype: DType) -> Resu
     let config = model.config();
     let equal = vec![0.5; config.layers.len()];
     let curves = (request.allocation == AllocationChoice::ErrorCurves)
-        .then(|| (0..config.layers.len()).map(|layer| request.width_grid(config, layer).free()).collect());
+        .then(|| (0..config.layers.len()).map(|layer| request.width_grid(config, layer).free(request.unit)).collect());
     make_plan(model, &equal, curves, request, dtype).map(|_| ())
 }
 
@@ -112,7 +138,8 @@ pub async fn compress(
     target: &Path,
 ) -> Result<CompressionResult, RunError> {
     check_dense(run.model.config())?;
-    run.check()?;
+    run.check(options.plan.methods().prefix)?;
+    check_needs(run, options)?;
     if let PlanSource::Given(plan) = &options.plan {
         plan.check_model(run.model.config(), run.model.fingerprint())?;
     }
@@ -121,13 +148,35 @@ pub async fn compress(
     let mut journal = run.journal();
     journal.insert("plan".to_owned(), describe_plan(&options.plan));
     journal.insert("dtype".to_owned(), dtype.torch_name().to_owned());
-    journal.insert("gradients".to_owned(), options.gradients.to_string());
-    journal.insert("prefix".to_owned(), run.prefix.to_string());
     let folder = OutputFolder::begin(target, options.existing, &journal)?;
     let filled = fill(run, options, dtype, &folder).await;
     let (mut result, folder) = RunError::end(filled, folder)?;
     result.folder = folder.commit()?;
     Ok(result)
+}
+
+/// Refuses, before any work, a plan for which something is missing.
+fn check_needs(run: &CalibrationRun<'_>, options: &CompressionOptions) -> Result<(), RunError> {
+    let config = run.model.config();
+    if options.plan.methods().prefix {
+        if config.norm_placement == NormPlacement::Post {
+            let reason = "this model normalises what leaves a module, so that its stream is no plain sum";
+            return Err(RunError::NoPrefix { reason });
+        }
+        if run.calibration.windows.ids.is_empty() {
+            let reason = "statistics alone do not tell the samples: pass --calibration FILE… too";
+            return Err(RunError::NoPrefix { reason });
+        }
+    }
+    match (options.plan.unit(), &options.statistics) {
+        (ErrorUnit::Nats, Some(statistics)) => {
+            GradientsFolder::of_all_layers(statistics.path(), config.layers.len()).map(|_| ())
+        }
+        (ErrorUnit::Nats, None) if run.gradient_tokens.is_none() => {
+            Err(RunError::NoGradients { reason: "none are computed: pass --fisher".to_owned() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Does all of the work in the unfinished folder.
@@ -144,7 +193,7 @@ async fn fill(
         run.observe_all(folder, STATISTICS).await?;
         StatisticsFolder::new(folder.path().join(STATISTICS))
     };
-    let gradients = options.gradients.then(|| GradientsFolder::new(statistics.path()));
+    let gradients = (options.plan.unit() == ErrorUnit::Nats).then(|| GradientsFolder::new(statistics.path()));
     let known = Known { model, statistics: &statistics, gradients: gradients.as_ref() };
     let (plan, orders) = match &options.plan {
         PlanSource::Given(plan) => ((**plan).clone(), Vec::new()),
@@ -208,7 +257,7 @@ async fn apply(
     // A note is written after its shard: where it is, both are.
     let note = |index: usize| format!("layers/{index:05}.json");
     let mut done: Vec<Done> = (0..n_layers).map_while(|index| read_note(folder, &note(index))).collect();
-    let mut prefix = if run.prefix && done.len() < n_layers {
+    let mut prefix = if plan.methods.prefix && done.len() < n_layers {
         let resumed = Prefix::resume(run, folder, done.len())?;
         if resumed.is_none() {
             // Without the streams there is nothing to go on from.

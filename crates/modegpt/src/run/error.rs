@@ -88,6 +88,18 @@ pub enum RunError {
         /// How many rounds.
         fallbacks: u32,
     },
+    /// The plan weighs errors with gradients that are not there.
+    #[error("errors are to be weighed with gradients of the loss, but {reason}")]
+    NoGradients {
+        /// Why there are none.
+        reason: String,
+    },
+    /// The plan refits on the compressed prefix, which cannot be done.
+    #[error("down maps are to be refitted on the compressed prefix, but {reason}")]
+    NoPrefix {
+        /// Why not.
+        reason: &'static str,
+    },
     /// A file of answers that cannot be continued.
     #[error("cannot keep answers in `{file}`: {reason}")]
     Answers {

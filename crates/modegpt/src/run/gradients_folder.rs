@@ -29,6 +29,22 @@ impl GradientsFolder {
         format!("gradients-{layer:05}.safetensors")
     }
 
+    /// The folder at `path`, which must hold a file for each layer.
+    ///
+    /// # Errors
+    /// [`RunError::NoGradients`].
+    pub fn of_all_layers(path: impl Into<PathBuf>, n_layers: usize) -> Result<Self, RunError> {
+        let folder = path.into();
+        match (0..n_layers).map(Self::file_name).find(|file| !folder.join(file).is_file()) {
+            None => Ok(Self { folder }),
+            Some(file) => {
+                let reason =
+                    format!("`{}` has no {file}: make the statistics with calibrate --fisher", folder.display());
+                Err(RunError::NoGradients { reason })
+            }
+        }
+    }
+
     /// Reads a layer's gradients.
     ///
     /// # Errors
