@@ -277,7 +277,13 @@ async fn apply(
         let compressed = known
             .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
         let CompressedLayer { mut weights, shape, mut report } = compressed;
-        if let Some(prefix) = &mut prefix {
+        let is_whole = |report: &LayerReport| report.before == report.after;
+        if let Some(prefix) = &mut prefix
+            && is_whole(&report)
+            && done.iter().all(|done| is_whole(&done.report))
+        {
+            prefix.pass(index).await?;
+        } else if let Some(prefix) = &mut prefix {
             let (refitted, attempts) = prefix.refit(index, weights, &shape, plan.ridges.prefix).await?;
             weights = refitted;
             report.mlp.fallbacks += attempts;

@@ -54,10 +54,7 @@ impl<'a> Prefix<'a> {
         let run = self.run;
         let config = run.model.config();
         let at = |source| at_layer(layer, source);
-        let host = run.model.checkpoint.layer(layer)?;
-        carry(run, &Block::new(host, &config.layers[layer], config, run.compute), self.original.open(layer)?)
-            .await
-            .map_err(at)?;
+        carry(run, &self.block(layer)?, self.original.open(layer)?).await.map_err(at)?;
         self.original.settle(layer)?;
 
         let small = ModelConfig { layers: vec![shape.clone()], ..config.clone() };
@@ -78,6 +75,26 @@ impl<'a> Prefix<'a> {
         self.compressed.settle(layer)?;
         run.compute.release();
         Ok((refitted, attempts))
+    }
+
+    /// Carries both streams through a layer of which, as of all before it, nothing was removed: there is nothing to make
+    /// good, and a refit would only round.
+    pub(super) async fn pass(&mut self, layer: usize) -> Result<(), RunError> {
+        let run = self.run;
+        let block = self.block(layer)?;
+        for stream in [&mut self.original, &mut self.compressed] {
+            carry(run, &block, stream.open(layer)?).await.map_err(|source| at_layer(layer, source))?;
+            stream.settle(layer)?;
+        }
+        run.compute.release();
+        Ok(())
+    }
+
+    /// A layer of the original model.
+    fn block(&self, layer: usize) -> Result<Block, RunError> {
+        let config = self.run.model.config();
+        let weights = self.run.model.checkpoint.layer(layer)?;
+        Ok(Block::new(weights, &config.layers[layer], config, self.run.compute))
     }
 }
 
