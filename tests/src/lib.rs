@@ -71,7 +71,21 @@ pub fn files_of(name: &str) -> MemorySource {
 pub fn stories(model: &Model, n_samples: usize, seq_len: usize) -> Calibration {
     let text = read_text("text/tinystories/train.txt");
     let beginning: String = text.chars().take(n_samples * seq_len * 8).collect();
-    let corpus = Corpus::from_plain("train.txt", &beginning).expect("stories");
+    spread_over(&beginning, model, n_samples, seq_len)
+}
+
+/// As [`stories`], of the stories after the first two million characters: samples to be held out.
+///
+/// # Panics
+/// If there are not so many.
+pub fn stories_after(model: &Model, n_samples: usize, seq_len: usize) -> Calibration {
+    let text = read_text("text/tinystories/train.txt");
+    let later: String = text.chars().skip(2_000_000).take(n_samples * seq_len * 8).collect();
+    spread_over(&later, model, n_samples, seq_len)
+}
+
+fn spread_over(text: &str, model: &Model, n_samples: usize, seq_len: usize) -> Calibration {
+    let corpus = Corpus::from_plain("train.txt", text).expect("stories");
     let options = CalibrationOptions { n_samples, seq_len, seed: 0, strategy: Strategy::Spread };
     Calibration::draw(model, &[corpus], options).expect("enough stories")
 }

@@ -22,6 +22,16 @@ pub enum ErrorUnit {
     ResidualEnergy,
 }
 
+impl ErrorUnit {
+    /// The name that files carry.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nats => "nats",
+            Self::ResidualEnergy => "residual-energy",
+        }
+    }
+}
+
 /// Words, for people.
 impl fmt::Display for ErrorUnit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -45,7 +45,7 @@ pub struct CalibrationRun<'a> {
 /// # Errors
 /// [`RunError`]; nothing appears at `target` then.
 pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existing) -> Result<PathBuf, RunError> {
-    run.check(false)?;
+    run.check(&run.memory_plan(false))?;
     let folder = OutputFolder::begin(target, existing, &run.journal())?;
     let observed = run.observe_all(&folder, "").await;
     let ((), folder) = RunError::end(observed, folder)?;
@@ -101,16 +101,16 @@ impl CalibrationRun<'_> {
         }
     }
 
-    /// Refuses what cannot be done, before anything is written.
+    /// Refuses what cannot be done within `plan`, before anything is written.
     ///
     /// # Errors
     /// [`RunError::SampleTooLong`] or [`RunError::Memory`].
-    pub fn check(&self, prefix: bool) -> Result<(), RunError> {
+    pub fn check(&self, plan: &MemoryPlan) -> Result<(), RunError> {
         let (found, most) = (self.calibration.windows.seq_len, self.model.config().max_positions);
         if found > most {
             return Err(RunError::SampleTooLong { found, most });
         }
-        let needed = self.memory_plan(prefix).host_bytes;
+        let needed = plan.host_bytes;
         match self.max_host_bytes {
             Some(allowed) if needed > allowed => {
                 Err(RunError::Memory { needed_mib: needed.div_ceil(1 << 20), allowed_mib: allowed >> 20 })

@@ -7,6 +7,7 @@
 mod answers;
 mod calibrate;
 mod compress;
+mod decide;
 mod error;
 mod gradients;
 mod gradients_folder;
