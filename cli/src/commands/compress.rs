@@ -164,7 +164,10 @@ pub(crate) fn run_of<'a>(
         reporter,
         ..CalibrationRun::new(model, calibration, &found.compute, found.gram_path)
     };
-    Ok(args.max_vram.map_or(Ok(run), |most| run.within_device(most))?)
+    Ok(match args.max_vram {
+        Some(most) => run.within_device(most)?,
+        None => run,
+    })
 }
 
 /// Says, before work begins, what will be done and what memory it takes.
