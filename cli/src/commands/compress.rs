@@ -187,10 +187,10 @@ pub(crate) fn run_of<'a>(
         reporter,
         ..CalibrationRun::new(model, calibration, &found.compute, found.gram_path)
     };
-    match args.max_vram {
-        Some(most) => Ok(run.within_device(most)?),
-        None => Ok(run),
-    }
+    Ok(match args.max_vram {
+        Some(most) => run.within_device(most)?,
+        None => run,
+    })
 }
 
 /// Says, before work begins, what will be done and what memory it takes.

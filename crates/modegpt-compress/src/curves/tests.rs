@@ -101,7 +101,9 @@ fn of_what_is_free_a_part_may_go() {
     curves[2].d_ff.errors.fill(0.0);
     let mut expected = model.widths.clone();
     expected[2].d_ff = curves[2].d_ff.widths[curves[2].d_ff.widths.len() / 2];
-    assert_eq!(allocate(&model, &curves, removed(&model, &expected)).expect("reachable"), expected);
+    // Rounding shall not leave out the last step.
+    let sparsity = removed(&model, &expected) + 1e-9;
+    assert_eq!(allocate(&model, &curves, sparsity).expect("reachable"), expected);
 }
 
 #[test]

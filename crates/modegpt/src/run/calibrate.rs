@@ -119,23 +119,33 @@ impl CalibrationRun<'_> {
         }
     }
 
-    /// What a resumed run must have in common with this one.
+    /// What a resumed run must have in common with this one, by the names that the command line has for it.
     pub(super) fn journal(&self) -> Journal {
         let windows = &self.calibration.windows;
-        let gram_path = format!("{:?}", self.gram_path);
-        [
+        let always = [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("model", self.model.fingerprint().to_owned()),
             ("calibration tokens", self.calibration.token_hash.clone()),
-            ("samples", format!("{} of {} tokens", windows.n, windows.seq_len)),
-            ("batch", self.workload().batch.to_string()),
-            ("shards", self.n_shards.to_string()),
-            ("statistics", format!("{:?}, gradients over {:?} tokens", self.collect, self.gradient_tokens)),
-            ("device", if self.compute.is_host { "cpu".to_owned() } else { format!("card, {gram_path}") }),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+            ("--samples", windows.n.to_string()),
+            ("--seq-len", windows.seq_len.to_string()),
+            ("samples at once", self.workload().batch.to_string()),
+            ("--shards", self.n_shards.to_string()),
+            ("effects of logits", if self.collect.logits { "collected" } else { "left out" }.to_owned()),
+            ("--device", self.device_words().to_owned()),
+        ];
+        let inputs = self.collect.inputs.then(|| ("--inputs", "given".to_owned()));
+        let fisher = self.gradient_tokens.map(|n_tokens| ("--fisher", n_tokens.to_string()));
+        let entries = always.into_iter().chain(inputs).chain(fisher);
+        entries.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn device_words(&self) -> &'static str {
+        match (self.compute.is_host, self.gram_path) {
+            (true, _) => "cpu",
+            (false, GramPath::Host) => "a card, with Gram matrices from the processor",
+            (false, GramPath::DeviceF32) => "a card, with Gram matrices in f32",
+            (false, GramPath::DeviceF64) => "a card, with Gram matrices in f64",
+        }
     }
 
     fn workload(&self) -> Workload {

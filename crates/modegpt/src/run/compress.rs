@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::decide::{Decision, decide};
 use super::notes::{read_note, write_note};
 use super::prefix::Prefix;
+use super::request_words;
 use super::survey::Known;
 use super::{CalibrationRun, GradientsFolder, MemoryPlan, RunError, StatisticsFolder};
 use crate::{AllocationChoice, Calibration, Model, PlanRequest, Reporter, hf_folder, plan_request};
@@ -156,8 +157,8 @@ pub async fn compress(
     let model = run.model;
     let dtype = options.dtype.unwrap_or(model.checkpoint.dtype());
     let mut journal = run.journal();
-    journal.insert("plan".to_owned(), describe_plan(&options.plan));
-    journal.insert("dtype".to_owned(), dtype.torch_name().to_owned());
+    journal.extend(request_words::words(&options.plan).into_iter().map(|(name, value)| (name.to_owned(), value)));
+    journal.insert("--dtype".to_owned(), request_words::name(dtype));
     let held_out = options.held_out.as_ref().map_or("none", |samples| &samples.token_hash);
     journal.insert("held-out tokens".to_owned(), held_out.to_owned());
     let folder = OutputFolder::begin(target, options.existing, &journal)?;
@@ -316,11 +317,4 @@ fn check_fallbacks(report: &LayerReport, strict: bool, reporter: &dyn Reporter) 
     }
     reporter.note(&format!("layer {}: factorised with {fallbacks} rounds of extra jitter", report.index));
     Ok(())
-}
-
-fn describe_plan(plan: &PlanSource) -> String {
-    match plan {
-        PlanSource::Make(request) => format!("{request:?}"),
-        PlanSource::Given(plan) => modegpt_text::token_hash(&plan.to_json().bytes().map(u32::from).collect::<Vec<_>>()),
-    }
 }

@@ -15,6 +15,7 @@ mod memory;
 mod merge;
 mod notes;
 mod prefix;
+mod request_words;
 mod scratch;
 mod statistics_folder;
 mod survey;
