@@ -106,6 +106,30 @@ impl Gram {
         Ok(())
     }
 
+    /// A mean of this matrix `F`, an estimate from little, and another `H`, of which more is known; the trace stays that of `F`:
+    ///
+    /// ```text
+    /// (1 - w) F + w (tr F / tr H) H
+    /// ```
+    ///
+    /// `weight` is `w`, in `[0, 1]`. If `H` is zero it is `F` itself.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the dimensions differ.
+    pub fn drawn_towards(&self, other: &Self, weight: f64) -> Result<Self, Error> {
+        if self.dim != other.dim {
+            let (expected, found) = ((self.dim, self.dim), (other.dim, other.dim));
+            return Err(Error::Shape { matrix: "other", expected, found });
+        }
+        let trace = other.trace();
+        if trace <= 0.0 {
+            return Ok(self.clone());
+        }
+        let scale = weight * self.trace() / trace;
+        let entries = self.packed.iter().zip(&other.packed);
+        Ok(Self { dim: self.dim, packed: entries.map(|(f, h)| (1.0 - weight) * f + scale * h).collect() })
+    }
+
     /// Whether every entry is zero: nothing was ever active.
     pub fn is_zero(&self) -> bool {
         self.packed.iter().all(|&value| value == 0.0)
@@ -157,6 +181,21 @@ mod tests {
             assert_eq!(gram, again);
             assert_eq!(gram.packed_lower().len(), dim * (dim + 1) / 2);
         }
+    }
+
+    #[test]
+    fn drawn_towards_another_keeps_the_trace() {
+        let (few, many) = (random_gram(6, 3, 1), random_gram(6, 50, 2));
+        let half = few.drawn_towards(&many, 0.5).expect("equal dimensions");
+        assert!((half.trace() / few.trace() - 1.0).abs() < 1e-12);
+        let scale = few.trace() / many.trace();
+        for (i, j) in [(0, 0), (3, 1), (2, 5)] {
+            let expected = 0.5 * few.get(i, j) + 0.5 * scale * many.get(i, j);
+            assert!((half.get(i, j) - expected).abs() < 1e-12 * few.trace());
+        }
+        assert_eq!(few.drawn_towards(&many, 0.0).expect("equal dimensions"), few);
+        assert_eq!(few.drawn_towards(&Gram::zeros(6), 0.5).expect("equal dimensions"), few);
+        few.drawn_towards(&Gram::zeros(5), 0.5).expect_err("another dimension");
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! Pairs and gains minimise what the errors of the logits do: to the output of attention, or to the loss if there are
 //! gradients ([`eliminate_pairs`], [`refit_gains`]).
 
+use std::borrow::Cow;
+
 use modegpt_architecture::{Linear, Matrix};
 use modegpt_linalg::{Gains, Gram, PairElimination, eliminate_pairs, refit_gains};
 
@@ -19,11 +21,31 @@ use crate::{
     matrices::{Place, select_outputs},
 };
 
+/// Weight of the effects on attention in the metric of the loss.
+///
+/// Few tokens have gradients, and pairs are both chosen and refitted by them, so that their errors look smaller than they
+/// are. On SmolLM2-135M at 30 %, with gradients of 8,192 tokens, the rise of ln perplexity on validation text fell from 0.467 to
+/// 0.460; one half is the plainest choice between the two.
+const SHRINKAGE: f64 = 0.5;
+
 /// For each query head the metric of the coordinates of its logits, and the number of tokens that errors are divided by.
-fn metrics<'a>(layer: &Layer<'a>) -> Result<(&'a [Gram], u64), Error> {
+///
+/// With gradients it is `F`, from few tokens, drawn towards `H`, what errors do to the output of attention, of which more is
+/// known; the trace stays that of `F`:
+///
+/// ```text
+/// ½ F + ½ (tr F / tr H) H
+/// ```
+fn metrics<'a>(layer: &Layer<'a>) -> Result<(Cow<'a, [Gram]>, u64), Error> {
+    let (effects, n_queries) = logit_effects(layer)?;
     match layer.gradients {
-        Some(gradients) => Ok((&gradients.query_gain, 1)),
-        None => logit_effects(layer),
+        Some(gradients) => {
+            let both = gradients.query_gain.iter().zip(effects);
+            let drawn = both.map(|(of_loss, of_attention)| of_loss.drawn_towards(of_attention, SHRINKAGE));
+            let drawn = drawn.collect::<Result<_, _>>().map_err(|error| Module::QueryKey.of(layer).numerics(error))?;
+            Ok((Cow::Owned(drawn), 1))
+        }
+        None => Ok((Cow::Borrowed(effects), n_queries)),
     }
 }
 
