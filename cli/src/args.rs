@@ -171,7 +171,7 @@ pub(crate) struct CalibrationArgs {
     pub(crate) placement: Placement,
 
     /// Weigh errors with gradients of the loss, from a backward pass over about N of the calibration tokens
-    #[arg(long, value_name = "N", num_args = 0..=1, value_parser = parse_positive, default_missing_value = "8192")]
+    #[arg(long, value_name = "N", num_args = 0..=1, value_parser = parse_positive, default_missing_value = "2048")]
     pub(crate) fisher: Option<usize>,
 
     /// Sum statistics over so many consecutive parts of the samples, then over the parts

@@ -189,7 +189,9 @@ fn mode_best_killed_at_any_stage_resumes_to_the_same_bytes() {
         desk.run(&line("whole")).ok();
         for file in [
             "statistics/gradients-00001.safetensors",
-            "surveys/00002.json",
+            "surveys/nats-00002.json",
+            "surveys/residual-energy-00002.json",
+            "surveys/tried.json",
             "prefix/original/stream-00001.f32",
             "layers/00001.json",
             "prefix/compressed/stream-00003.f32",
