@@ -64,7 +64,9 @@ impl Request {
         let draw = |&seed: &u64| {
             let options =
                 CalibrationOptions { n_samples: self.n_samples, seq_len: 64, seed, strategy: Strategy::Random };
-            SeededDraw { seed, calibration: Calibration::draw(&self.model, &train, options).expect("enough stories") }
+            let (calibration, held_out) =
+                Calibration::draw_and_hold_out(&self.model, &train, options, 2).expect("enough stories");
+            SeededDraw { seed, calibration, held_out }
         };
         let draws: Vec<SeededDraw> = self.seeds.iter().map(draw).collect();
         let methods: Vec<NamedMethod> =
@@ -214,12 +216,13 @@ fn an_ablation_goes_from_the_paper_to_everything_and_back() {
     assert_eq!(labels(&ablation.added)[0], "paper");
     assert_eq!(labels(&ablation.left_out)[0], "everything");
     assert_eq!((ablation.added.len(), ablation.left_out.len()), (7, 7));
-    // Cells that are the same are computed once: both ends, and the last decision, which is added to everything but it.
-    assert_eq!(cells.len(), 2 + 5 + 5, "{cells:?}");
+    // Cells that are the same are computed once: the paper; everything, which the grid computes with a choice of plans; and
+    // the last decision, which is added to everything but it.
+    assert_eq!(cells.len(), 2 + 6 + 5, "{cells:?}");
     let perplexity = |step: &modegpt::report::AblationStep| step.cells[0].measured.texts[0].perplexity;
-    let [paper, everything] = [0, 1].map(|index| report.cells[index].measured.texts[0].perplexity);
-    assert_eq!(perplexity(&ablation.added[0]), paper);
-    assert_eq!((perplexity(&ablation.added[6]), perplexity(&ablation.left_out[0])), (everything, everything));
+    let paper = report.cells[0].measured.texts[0].perplexity;
+    let everything = perplexity(&ablation.left_out[0]);
+    assert_eq!((perplexity(&ablation.added[0]), perplexity(&ablation.added[6])), (paper, everything));
     assert_eq!(perplexity(&ablation.added[5]), perplexity(&ablation.left_out[6]));
     let distinct: BTreeSet<u64> =
         ablation.added.iter().chain(&ablation.left_out).map(|step| perplexity(step).to_bits()).collect();

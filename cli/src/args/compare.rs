@@ -130,6 +130,10 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_name = "N", value_parser = parse_positive, default_value_t = 2048)]
     pub(crate) fisher_tokens: usize,
 
+    /// Samples of each draw to be kept apart, on which a method with gradients tries plans with and without them; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) held_out: usize,
+
     /// Host memory to stay within, such as 8GiB; the residual stream moves to the disk if needed
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) max_ram: Option<u64>,

@@ -105,7 +105,10 @@ fn draws(model: &Model, corpora: &[Corpus], args: &SampleArgs, seeds: &[u64]) ->
             Placement::Spread => Strategy::Spread,
         },
     };
-    let draw = |&seed| Ok(SeededDraw { seed, calibration: Calibration::draw(model, corpora, options(seed))? });
+    let draw = |&seed| {
+        let (calibration, held_out) = Calibration::draw_and_hold_out(model, corpora, options(seed), args.held_out)?;
+        Ok(SeededDraw { seed, calibration, held_out })
+    };
     seeds.iter().map(draw).collect()
 }
 

@@ -48,6 +48,8 @@ pub struct SeededDraw {
     pub seed: u64,
     /// The samples.
     pub calibration: Calibration,
+    /// Samples of the same text that nothing else sees, on which a method with a choice of plans tries them.
+    pub held_out: Option<Calibration>,
 }
 
 /// How fast a model reads, in tokens per second, as the caller measures it.

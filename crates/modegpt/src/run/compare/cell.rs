@@ -105,11 +105,10 @@ impl CompareRun<'_> {
     ) -> Result<Found, CompareError> {
         let target = if self.keep { folder.model(&asked.note) } else { folder.work().join("model") };
         let options = CompressionOptions {
-            plan: PlanSource::Make(asked.request),
-            dtype: None,
-            strict: false,
             statistics: Some(statistics.clone()),
+            held_out: asked.held_out(self).cloned(),
             existing: Existing::Replace,
+            ..CompressionOptions::new(PlanSource::Make(asked.request))
         };
         let begin = (self.clock)();
         let result = compress(&self.calibration_run(drawn.0, &[asked]), &options, &target).await?;

@@ -13,7 +13,7 @@ use super::cell::Found;
 use super::folder::{CompareFolder, remove};
 use super::{CompareError, CompareRun, SeededDraw};
 use crate::run::{CalibrationRun, StatisticsFolder, calibrate, check_request};
-use crate::{PlanRequest, Reporter};
+use crate::{Calibration, PlanRequest, Reporter};
 
 /// Where in the report a cell belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,9 @@ impl Grid {
         for index in 0..known.len() {
             let Some(found) = &known[index] else { continue };
             let asked = &self.asked[index];
-            let same = |other: &Asked| other.draw == asked.draw && other.request == asked.request;
+            let same = |other: &Asked| {
+                other.draw == asked.draw && other.request == asked.request && other.has_choice() == asked.has_choice()
+            };
             let found = found.clone();
             for other in (0..known.len()).filter(|other| same(&self.asked[*other])) {
                 if known[other].is_none() {
@@ -181,6 +183,16 @@ impl Asked {
             .replace(".0000 %", " %")
     }
 
+    /// Whether plans are tried on samples held out: by methods as `compress` applies them, not by single decisions.
+    fn has_choice(&self) -> bool {
+        self.part == Part::Grid && self.request.alternatives().len() > 1
+    }
+
+    /// The samples on which plans are tried.
+    pub(super) fn held_out<'a>(&self, run: &'a CompareRun<'_>) -> Option<&'a Calibration> {
+        run.draws[self.draw].held_out.as_ref().filter(|_| self.has_choice())
+    }
+
     fn failed(&self, run: &CompareRun<'_>, source: CompareError) -> CompareError {
         CompareError::Cell { cell: self.describe(run), source: Box::new(source) }
     }
@@ -196,6 +208,9 @@ impl Asked {
             ("samples".to_owned(), format!("{} of {} tokens", windows.n, windows.seq_len)),
             ("compared with the dense model".to_owned(), run.against_dense.to_string()),
         ]);
+        if let Some(held_out) = self.held_out(run) {
+            computed.insert("held-out tokens".to_owned(), held_out.token_hash.clone());
+        }
         if self.request.unit == ErrorUnit::Nats {
             computed.insert("gradient tokens".to_owned(), run.gradient_tokens.to_string());
         }
@@ -211,16 +226,12 @@ impl<'a> CompareRun<'a> {
             .fold(Collect::default(), |a, b| Collect { logits: a.logits || b.logits, inputs: a.inputs || b.inputs });
         let needs_gradients = cells.iter().any(|cell| cell.request.unit == ErrorUnit::Nats);
         CalibrationRun {
-            model: self.model,
-            calibration: &drawn.calibration,
-            compute: self.compute,
-            gram_path: self.gram_path,
             collect,
             gradient_tokens: needs_gradients.then_some(self.gradient_tokens),
             batch_tokens: self.batch_tokens,
-            n_shards: 1,
             max_host_bytes: self.max_host_bytes,
             reporter: self.reporter,
+            ..CalibrationRun::new(self.model, &drawn.calibration, self.compute, self.gram_path)
         }
     }
 
