@@ -1,8 +1,12 @@
 //! The command line's words. Everything that can be said to `modegpt` stands here.
 
+mod compare;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+pub(crate) use compare::{CompareArgs, ReproduceArgs, SampleArgs};
 
 const ABOUT: &str = "Makes trained language models smaller, without training";
 const LONG_ABOUT: &str = "\
@@ -41,6 +45,10 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Measure the perplexity of a model on a text, or let it answer questions
     Eval(EvalArgs),
+    /// Compare methods and sizes on one model, and write a report with tables and figures
+    Compare(CompareArgs),
+    /// Measure the stored numbers of small models again
+    Reproduce(ReproduceArgs),
     /// Continue a text
     Generate(GenerateArgs),
     /// Show what a model is made of

@@ -94,6 +94,11 @@ fn text_files(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
+/// The folder with models, texts and tasks.
+pub(crate) fn data_folder() -> PathBuf {
+    std::env::var_os("MODEGPT_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from)
+}
+
 /// A length that the model can read.
 pub(crate) fn seq_len(model: &Model, asked: Option<usize>) -> usize {
     asked.unwrap_or(DEFAULT_SEQ_LEN.min(model.config().max_positions))

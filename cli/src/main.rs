@@ -14,6 +14,7 @@ mod panics;
 mod printer;
 mod process_memory;
 mod progress;
+mod scratch;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,8 @@ fn run(command: Command) -> Result<(), failure::Failure> {
     match command {
         Command::Demo(args) => commands::demo::run(&args),
         Command::Compress(args) => commands::compress::run(&args),
+        Command::Compare(args) => commands::compare::run(&args),
+        Command::Reproduce(args) => commands::reproduce::run(&args),
         Command::Calibrate(args) => commands::calibrate::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Eval(args) => commands::eval::run(&args),

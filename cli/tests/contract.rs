@@ -233,7 +233,8 @@ fn a_closed_pipe_is_no_failure() {
     assert!(desk.exists("out/config.json") && desk.exists("statistics"));
 }
 
-const COMMANDS: &str = "demo compress calibrate plan eval generate inspect doctor bench studio completions";
+const COMMANDS: &str =
+    "demo compress calibrate plan eval compare reproduce generate inspect doctor bench studio completions";
 
 #[test]
 fn every_command_has_help() {

@@ -238,6 +238,9 @@ fn a_model_is_compared_with_the_one_it_was_made_from() {
     // It has lost a third of its weights, yet is still the same model.
     assert!((0.01..1.0).contains(&number(&small["kl_divergence"])), "{}", small["kl_divergence"]);
     assert!((0.5..0.99).contains(&number(&small["top1_agreement"])), "{}", small["top1_agreement"]);
+    let errors: Vec<f64> = small["layer_errors"].as_array().expect("errors").iter().map(number).collect();
+    assert!(errors.len() == 4 && errors.iter().all(|error| (1e-4..1.0).contains(error)), "{errors:?}");
+    assert_eq!(same["layer_errors"], json!([0.0, 0.0, 0.0, 0.0]));
     let told = desk.run(&format!("eval small {text} --against opt")).ok().stdout;
     assert!(told.contains("\ndivergence  ") && told.contains("\nagreement   "), "{told}");
     let refused = ["the models cannot be compared: the vocabularies have 2048 and 512 tokens"];

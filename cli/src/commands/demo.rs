@@ -1,6 +1,6 @@
 //! `modegpt demo`: a real model that comes with the program, before and after.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use crate::commands::{eval, generate};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::Bars;
+use crate::scratch::Scratch;
 use crate::{device, printer, process_memory};
 
 /// Text to calibrate on, of the kind that the bundled models were trained on.
@@ -82,8 +83,8 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
     let model = bundled_model(args.model)?;
     let held_out = [Corpus::from_plain("held-out.txt", HELD_OUT)?];
 
-    let scratch = Scratch::new()?;
-    let target = args.output.clone().unwrap_or_else(|| scratch.0.join("compressed"));
+    let scratch = Scratch::new("demo")?;
+    let target = args.output.clone().unwrap_or_else(|| scratch.path().join("compressed"));
     let compress_begin = Instant::now();
     let table = shrink(&model, args, &found, &target)?;
     let compress_secs = compress_begin.elapsed().as_secs_f64();
@@ -173,22 +174,4 @@ fn print(summary: &Summary, table: &str) -> Result<(), Failure> {
         summary.device,
         summary.secs
     ))
-}
-
-/// A folder that is gone when the command ends.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self, Failure> {
-        let nanos = std::time::UNIX_EPOCH.elapsed().map_or(0, |t| t.as_nanos());
-        let path = std::env::temp_dir().join(format!("modegpt-demo-{}-{nanos}", std::process::id()));
-        std::fs::create_dir(&path).map_err(|e| Failure::request(format!("cannot make `{}`: {e}", path.display())))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
 }

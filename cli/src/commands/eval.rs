@@ -125,7 +125,7 @@ fn print(summary: &Summary) -> Result<(), Failure> {
 fn print_perplexity(e: &Evaluation, comparison: Option<&Comparison>) -> Result<(), Failure> {
     printer::line(&format!("perplexity  {:.4}", e.perplexity))?;
     if let Some(comparison) = comparison {
-        let Comparison { kl_divergence, top1_agreement, dense_perplexity } = comparison;
+        let Comparison { kl_divergence, top1_agreement, dense_perplexity, .. } = comparison;
         printer::line(&format!("dense       {dense_perplexity:.4}, {:.3} times", e.perplexity / dense_perplexity))?;
         printer::line(&format!("divergence  {kl_divergence:.5} nats a token from the dense model (KL)"))?;
         printer::line(&format!("agreement   {:.2} % of first choices are the dense model's", 100.0 * top1_agreement))?;

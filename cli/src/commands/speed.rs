@@ -13,7 +13,7 @@ use crate::printer;
 /// Prompts that are read at once.
 const BATCHES: [usize; 2] = [1, 16];
 /// Tokens of a prompt.
-const PROMPT_TOKENS: usize = 64;
+pub(crate) const PROMPT_TOKENS: usize = 64;
 
 /// How fast prompts are read.
 #[derive(Debug, Serialize)]
@@ -40,16 +40,12 @@ struct Resident<'a> {
 /// Reads prompts up to the logits of the token after each, again and again.
 pub(crate) fn read_prompts(model: &Model, found: &FoundDevice) -> Result<Vec<Reading>, Failure> {
     let resident = Resident::new(model, &found.compute)?;
-    let seq_len = PROMPT_TOKENS.min(model.config().max_positions);
-    let mut readings = Vec::new();
-    for batch in BATCHES {
-        // What the tokens are does not matter; they differ, so that no row of the embedding is always at hand.
-        let ids: Vec<u32> = (0..batch * seq_len).map(|idx| (idx * 7919 % model.config().vocab) as u32).collect();
-        let timing = measure(|| pollster::block_on(resident.read(&ids, batch)))?;
-        let tokens_per_sec = ids.len() as f64 / timing.median_secs;
-        readings.push(Reading { batch, seq_len, tokens_per_sec, timing });
-    }
-    Ok(readings)
+    Ok(BATCHES.into_iter().map(|batch| resident.timed(batch)).collect::<Result<_, ComputeError>>()?)
+}
+
+/// As [`read_prompts`], for one number of prompts at once.
+pub(crate) fn read_prompt(model: &Model, found: &FoundDevice, batch: usize) -> Result<Reading, ComputeError> {
+    Resident::new(model, &found.compute)?.timed(batch)
 }
 
 /// A line for each batch.
@@ -71,6 +67,14 @@ impl<'a> Resident<'a> {
         let mut head = Head::new(weights, compute)?;
         head.keep_resident(weights, compute)?;
         Ok(Self { model, compute, embedder: Embedder::new(weights, compute)?, blocks, head })
+    }
+
+    fn timed(&self, batch: usize) -> Result<Reading, ComputeError> {
+        let (seq_len, vocab) = (PROMPT_TOKENS.min(self.model.config().max_positions), self.model.config().vocab);
+        // What the tokens are does not matter; they differ, so that no row of the embedding is always at hand.
+        let ids: Vec<u32> = (0..batch * seq_len).map(|idx| (idx * 7919 % vocab) as u32).collect();
+        let timing = measure(|| pollster::block_on(self.read(&ids, batch)))?;
+        Ok(Reading { batch, seq_len, tokens_per_sec: ids.len() as f64 / timing.median_secs, timing })
     }
 
     async fn read(&self, ids: &[u32], batch: usize) -> Result<(), ComputeError> {

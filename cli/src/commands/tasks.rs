@@ -9,8 +9,8 @@ use modegpt::{EncodedTask, Model, TaskScore};
 use crate::args::QuestionArgs;
 use crate::device::FoundDevice;
 use crate::failure::Failure;
-use crate::printer;
 use crate::progress::Bars;
+use crate::{inputs, printer};
 
 /// Reads and encodes the tasks that were asked for.
 pub(crate) fn read(model: &Model, args: &QuestionArgs) -> Result<Vec<EncodedTask>, Failure> {
@@ -88,5 +88,5 @@ fn file_name(path: &Path) -> String {
 }
 
 fn default_folder() -> PathBuf {
-    std::env::var_os("MODEGPT_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from).join("tasks")
+    inputs::data_folder().join("tasks")
 }

@@ -3,7 +3,7 @@
 use modegpt_architecture::WeightProvider;
 use modegpt_model::{Compute, ComputeError, Head, HeadInput, ResidualStream, compare_heads};
 
-use crate::layers::{layer_share, run_layers};
+use crate::layers::{layer_share, run_layer};
 use crate::multiple_choice::HEAD_ROWS;
 use crate::{Score, ScoringOptions, Window};
 
@@ -18,6 +18,33 @@ pub struct Divergence {
     pub kl_sum: f64,
     /// Tokens at which both models think the same likeliest.
     pub n_agree: u64,
+    /// Of the residual stream behind each layer, over all tokens of the windows; empty if the models have not the same
+    /// layers and width.
+    pub layers: Vec<StreamError>,
+}
+
+/// How far one residual stream is from another.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StreamError {
+    /// `Σ ‖x - x'‖²`, with `x` of the reference.
+    pub error_sum: f64,
+    /// `Σ ‖x‖²`.
+    pub energy_sum: f64,
+}
+
+impl StreamError {
+    /// The error as a share of the energy; 0 where there is no error.
+    pub fn relative(&self) -> f64 {
+        if self.error_sum == 0.0 { 0.0 } else { self.error_sum / self.energy_sum }
+    }
+
+    fn add(&mut self, reference: &[f32], other: &[f32]) {
+        for (x, y) in reference.iter().zip(other) {
+            let (x, y) = (f64::from(*x), f64::from(*y));
+            self.error_sum += (x - y).powi(2);
+            self.energy_sum += x.powi(2);
+        }
+    }
 }
 
 impl Divergence {
@@ -76,8 +103,11 @@ async fn compare_group(
 ) -> Result<(), ComputeError> {
     // Both models' blocks, and then both heads; the reference is rarely the smaller one.
     let layers = layer_share(reference) / 2.0;
-    let of_reference = states(reference, windows, batch, compute, |share| progress(share * layers)).await?;
-    let of_other = states(other, windows, batch, compute, |share| progress((1.0 + share) * layers)).await?;
+    let streams =
+        run_both([reference, other], windows, batch, compute, divergence, |share| progress(2.0 * share * layers))
+            .await?;
+    let [of_reference, of_other] = streams;
+    let (of_reference, of_other) = (predecessors(of_reference, windows)?, predecessors(of_other, windows)?);
     let targets: Vec<&[u32]> =
         windows.iter().flat_map(|window| window.ids[window.first_target..].chunks(HEAD_ROWS)).collect();
     let heads = (Head::new(reference, compute)?, Head::new(other, compute)?);
@@ -99,21 +129,50 @@ async fn compare_group(
     Ok(())
 }
 
-/// The residual stream behind the blocks, at the predecessors of all targets: at most [`HEAD_ROWS`] rows a batch.
-async fn states(
-    weights: &dyn WeightProvider,
+/// The residual streams of both models behind their blocks. Where they have the same layers, the streams are compared
+/// behind each.
+async fn run_both(
+    models: [&dyn WeightProvider; 2],
     windows: &[Window<'_>],
     batch: usize,
     compute: &Compute,
-    progress: impl FnMut(f64),
-) -> Result<Vec<Vec<f32>>, ComputeError> {
-    let d_model = weights.config().d_model;
+    divergence: &mut Divergence,
+    mut progress: impl FnMut(f64),
+) -> Result<[ResidualStream<'static>; 2], ComputeError> {
+    let configs = models.map(WeightProvider::config);
+    let n_layers = configs.map(|config| config.layers.len());
+    let alike = n_layers[0] == n_layers[1] && configs[0].d_model == configs[1].d_model;
+    divergence.layers.resize(if alike { n_layers[0] } else { 0 }, StreamError::default());
     let ids: Vec<u32> = windows.iter().flat_map(|window| window.ids).copied().collect();
-    let mut stream = ResidualStream::in_memory(windows.len(), windows[0].ids.len(), d_model, batch);
-    stream.embed(weights, &ids, compute).await?;
-    run_layers(weights, std::slice::from_mut(&mut stream), compute, progress).await?;
+    let mut streams =
+        configs.map(|config| ResidualStream::in_memory(windows.len(), windows[0].ids.len(), config.d_model, batch));
+    for (stream, weights) in streams.iter_mut().zip(models) {
+        stream.embed(weights, &ids, compute).await?;
+    }
+    let work = (streams[0].batches().len() * (n_layers[0] + n_layers[1])) as f64;
+    let mut done = 0;
+    for layer in 0..n_layers[0].max(n_layers[1]) {
+        for (model, stream) in streams.iter_mut().enumerate().filter(|(model, _)| layer < n_layers[*model]) {
+            run_layer(models[model], layer, std::slice::from_mut(stream), compute, || {
+                done += 1;
+                progress(f64::from(done) / work);
+            })
+            .await?;
+        }
+        if let Some(error) = divergence.layers.get_mut(layer) {
+            for samples in streams[0].batches() {
+                error.add(&streams[0].load(&samples)?, &streams[1].load(&samples)?);
+            }
+        }
+    }
+    Ok(streams)
+}
+
+/// The residual stream at the predecessors of all targets: at most [`HEAD_ROWS`] rows a batch.
+fn predecessors(stream: ResidualStream<'_>, windows: &[Window<'_>]) -> Result<Vec<Vec<f32>>, ComputeError> {
     let mut batches = Vec::new();
     for (idx, window) in windows.iter().enumerate() {
+        let [_, _, d_model] = stream.shape(&(idx..idx + 1));
         let hidden = stream.load(&(idx..idx + 1))?;
         // The state at position t - 1 predicts token t.
         let scored = &hidden[(window.first_target - 1) * d_model..(window.ids.len() - 1) * d_model];

@@ -14,20 +14,36 @@ pub(crate) async fn run_layers(
     let n_batches: usize = streams.iter().map(|stream| stream.batches().len()).sum();
     let work = (n_batches * config.layers.len()) as f64;
     let mut done = 0;
-    for (index, shape) in config.layers.iter().enumerate() {
-        let block = Block::new(weights.layer(index)?, shape, config, compute);
-        for stream in &mut *streams {
-            for samples in stream.batches() {
-                let x = compute.tensor(stream.load(&samples)?, stream.shape(&samples));
-                let y = compute.read(block.forward(x)).await?;
-                stream.store(&samples, &y)?;
-                done += 1;
-                progress(f64::from(done) / work);
-            }
-        }
-        drop(block);
-        compute.release();
+    for index in 0..config.layers.len() {
+        run_layer(weights, index, streams, compute, || {
+            done += 1;
+            progress(f64::from(done) / work);
+        })
+        .await?;
     }
+    Ok(())
+}
+
+/// Carries streams through one block; `tick` is called after each batch.
+pub(crate) async fn run_layer(
+    weights: &dyn WeightProvider,
+    index: usize,
+    streams: &mut [ResidualStream<'_>],
+    compute: &Compute,
+    mut tick: impl FnMut(),
+) -> Result<(), ComputeError> {
+    let config = weights.config();
+    let block = Block::new(weights.layer(index)?, &config.layers[index], config, compute);
+    for stream in streams {
+        for samples in stream.batches() {
+            let x = compute.tensor(stream.load(&samples)?, stream.shape(&samples));
+            let y = compute.read(block.forward(x)).await?;
+            stream.store(&samples, &y)?;
+            tick();
+        }
+    }
+    drop(block);
+    compute.release();
     Ok(())
 }
 

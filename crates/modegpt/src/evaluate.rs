@@ -1,6 +1,6 @@
 //! Perplexity of a model on a text, alone or beside another model.
 
-use modegpt_evaluation::{Score, ScoringOptions, Window, compare_windows, score_windows};
+use modegpt_evaluation::{Score, ScoringOptions, StreamError, Window, compare_windows, score_windows};
 use modegpt_model::{Compute, ComputeError};
 use modegpt_text::{Corpus, EvaluationWindows, TextError, evaluation_windows, token_hash};
 use serde::Serialize;
@@ -68,6 +68,9 @@ pub struct Comparison {
     pub top1_agreement: f64,
     /// The dense model's perplexity on the same tokens.
     pub dense_perplexity: f64,
+    /// Squared distance of the residual streams behind each layer, as a share of the dense one's energy: the error that
+    /// the layers really incur together. Empty if the models have not the same layers.
+    pub layer_errors: Vec<f64>,
 }
 
 /// Scores texts, joined in the given order, with one layer of the model in memory.
@@ -122,8 +125,21 @@ pub async fn evaluate_against(
         kl_divergence: found.kl_divergence(),
         top1_agreement: found.top1_agreement(),
         dense_perplexity: found.reference.perplexity(),
+        layer_errors: found.layers.iter().map(StreamError::relative).collect(),
     };
     Ok((Evaluation::new(&found.other, &windows, options), comparison))
+}
+
+/// What [`evaluate`] would read: SHA-256 of the windows' ids, without computing anything.
+///
+/// # Errors
+/// [`EvaluationError`] if there is too little text, or the windows do not fit the model.
+pub fn evaluation_token_hash(
+    model: &Model,
+    corpora: &[Corpus],
+    options: EvaluationOptions,
+) -> Result<String, EvaluationError> {
+    Ok(token_hash(lay_windows(model, corpora, options)?.ids()))
 }
 
 impl EvaluationOptions {

@@ -26,7 +26,9 @@ mod text;
 mod write;
 
 pub use activations::{ActivationSpectra, DownErrors, activation_spectra};
-pub use evaluate::{Comparison, Evaluation, EvaluationError, EvaluationOptions, evaluate, evaluate_against};
+pub use evaluate::{
+    Comparison, Evaluation, EvaluationError, EvaluationOptions, evaluate, evaluate_against, evaluation_token_hash,
+};
 pub use model::{Model, ModelError};
 pub use multiple_choice::{Answer, EncodedTask, TaskProtocol, TaskScore, answer_task};
 pub use plan_request::{AllocationChoice, PlanRequest, prefix_pays};
@@ -44,5 +46,6 @@ pub use modegpt_evaluation as evaluation;
 pub use modegpt_gradient as gradient;
 pub use modegpt_linalg as linalg;
 pub use modegpt_model as model_runtime;
+pub use modegpt_report as report;
 pub use modegpt_statistics as statistics;
 pub use modegpt_text as text_tools;

@@ -1,3 +1,5 @@
+use modegpt_model::{Block, Embedder};
+
 use super::*;
 use crate::score_windows;
 use crate::testing::{TinyModel, VOCAB, devices, ids, likeliest, log_probabilities};
@@ -52,6 +54,41 @@ fn divergence_is_what_its_definition_says() {
     }
 }
 
+/// The residual stream behind each layer.
+fn streams(model: &TinyModel, ids: &[u32]) -> Vec<Vec<f64>> {
+    let (compute, config) = (Compute::host(), model.config());
+    let embedder = Embedder::new(model, &compute).expect("weights");
+    let mut x = embedder.embed(model, ids, 1, 0, &compute).expect("known ids");
+    let behind = config.layers.iter().enumerate().map(|(index, shape)| {
+        x = Block::new(model.layer(index).expect("weights"), shape, config, &compute).forward(x.clone());
+        let values = pollster::block_on(compute.read(x.clone())).expect("finite");
+        values.into_iter().map(f64::from).collect()
+    });
+    behind.collect()
+}
+
+#[test]
+fn errors_of_the_stream_are_those_behind_each_layer() {
+    let (reference, other) = (TinyModel::new(1), TinyModel::new(2));
+    let ids = ids(7, 4 * SEQ_LEN);
+    let mut plain = [StreamError::default(); 2];
+    for window in windows(&ids) {
+        let (x, y) = (streams(&reference, window.ids), streams(&other, window.ids));
+        for (layer, sums) in plain.iter_mut().enumerate() {
+            sums.error_sum += x[layer].iter().zip(&y[layer]).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
+            sums.energy_sum += x[layer].iter().map(|x| x.powi(2)).sum::<f64>();
+        }
+    }
+    for stream_bytes in [1, 1 << 20] {
+        let found = compare(&Compute::host(), &reference, &other, stream_bytes).layers;
+        assert_eq!(found.len(), 2);
+        for (found, plain) in found.iter().zip(&plain) {
+            assert!((found.relative() / plain.relative() - 1.0).abs() < 1e-5, "{found:?} is not {plain:?}");
+        }
+        assert!(found[1].relative() > 0.1);
+    }
+}
+
 #[test]
 fn a_model_does_not_differ_from_itself() {
     let model = TinyModel::new(5);
@@ -59,6 +96,7 @@ fn a_model_does_not_differ_from_itself() {
         let found = compare(&compute, &model, &model, 1 << 20);
         assert_eq!((found.kl_divergence(), found.top1_agreement()), (0.0, 1.0));
         assert_eq!(found.reference, found.other);
+        assert!(found.layers.iter().all(|layer| layer.relative() == 0.0 && layer.energy_sum > 0.0));
     }
 }
 

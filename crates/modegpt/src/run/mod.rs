@@ -6,6 +6,7 @@
 
 mod answers;
 mod calibrate;
+mod compare;
 mod compress;
 mod decide;
 mod error;
@@ -23,6 +24,7 @@ mod survey;
 pub use crate::plan_request::{AllocationChoice, PlanRequest};
 pub use answers::{TaskScores, answer_tasks};
 pub use calibrate::{CalibrationRun, calibrate};
+pub use compare::{CompareError, CompareRun, NamedMethod, NamedText, ReadingSpeed, SeededDraw, compare};
 pub use compress::{CompressionOptions, CompressionResult, PlanSource, check_request, compress, make_plan};
 pub use error::RunError;
 pub use gradients::{GradientRun, collect_gradients};
