@@ -8,7 +8,7 @@
 //! 3. [`windows`] samples fixed-length windows to calibrate on, [`evaluation_windows`] lays windows over a text to score
 //!    all of it.
 //!
-//! Multiple-choice tasks are read by [`TaskFormat`], which puts their questions as texts to be continued.
+//! Prompts with the completions that a model is to give are a [`LabelledText`]. Multiple-choice tasks are read by [`TaskFormat`], which puts their questions as texts to be continued.
 //!
 //! Nothing here knows of files, clocks, threads or global randomness: contents come in as bytes or strings, seeds as
 //! numbers, and the same input gives the same windows on every platform. Contents are not trusted: whatever is wrong
@@ -32,6 +32,7 @@ mod admission;
 mod corpus;
 mod error;
 mod evaluation;
+mod labelled;
 mod prefix;
 mod task;
 mod tokenizer;
@@ -40,6 +41,7 @@ mod windows;
 pub use corpus::{BosPolicy, Corpus, DOCUMENT_SEPARATOR, TextJoin};
 pub use error::TextError;
 pub use evaluation::{EvaluationWindow, EvaluationWindows, evaluation_windows};
+pub use labelled::{LabelledText, LabelledWindows};
 pub use task::{Prompt, PromptTokens, Question, TaskFormat};
 pub use tokenizer::{BpeFamily, DecodeStream, Tokenizer};
 pub use windows::{Strategy, Windows, check_vocabulary, token_hash, windows};

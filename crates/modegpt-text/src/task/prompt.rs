@@ -51,7 +51,8 @@ impl Question {
 }
 
 impl Prompt {
-    fn encode(&self, tokenizer: &Tokenizer) -> Result<PromptTokens, TextError> {
+    /// As [`Question::encode`] says, of any length.
+    pub(crate) fn encode(&self, tokenizer: &Tokenizer) -> Result<PromptTokens, TextError> {
         let context = self.context.trim_end();
         let mut ids = tokenizer.prefix_ids().to_vec();
         let n_context = ids.len() + tokenizer.encode(context)?.len();
