@@ -190,6 +190,7 @@ fn unit_name(unit: ErrorUnit) -> String {
     match unit {
         ErrorUnit::Nats => Prediction::NATS,
         ErrorUnit::ResidualEnergy => "share of the residual stream’s energy",
+        ErrorUnit::MapEnergy => "share of the energy of each map",
     }
     .to_owned()
 }

@@ -5,6 +5,7 @@ use std::cell::Cell as Slot;
 use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, Journal};
 use modegpt_compress::ErrorUnit;
+use modegpt_statistics::RowFisher;
 use modegpt_report::Draw;
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +62,7 @@ impl Grid {
         check(run)?;
         let mut asked = Vec::new();
         let ablated = run.ablate.then(|| nearest(run.sparsities, 0.3)).flatten();
-        for (draw, SeededDraw { seed, calibration }) in run.draws.iter().enumerate() {
+        for (draw, SeededDraw { seed, calibration, .. }) in run.draws.iter().enumerate() {
             for &sparsity in run.sparsities {
                 for method in run.methods {
                     let request = method.request_for(sparsity, run.model.config(), calibration);
@@ -224,10 +225,12 @@ impl<'a> CompareRun<'a> {
         let collects = cells.iter().map(|cell| cell.request.collect());
         let collect = collects
             .fold(Collect::default(), |a, b| Collect { logits: a.logits || b.logits, inputs: a.inputs || b.inputs });
+        let needs_rows = cells.iter().any(|cell| cell.request.methods.needs_row_fisher());
         let needs_gradients = cells.iter().any(|cell| cell.request.unit == ErrorUnit::Nats);
         CalibrationRun {
             collect,
             gradient_tokens: needs_gradients.then_some(self.gradient_tokens),
+            row_fisher: needs_rows.then_some(RowFisher::PerExample),
             batch_tokens: self.batch_tokens,
             max_host_bytes: self.max_host_bytes,
             reporter: self.reporter,

@@ -108,7 +108,7 @@ fn facts(run: &CompareRun<'_>, method: &NamedMethod) -> MethodFacts {
 fn describe(request: &PlanRequest) -> String {
     let unit = match request.unit {
         ErrorUnit::Nats => "; errors weighed with gradients of the loss",
-        ErrorUnit::ResidualEnergy => "",
+        ErrorUnit::ResidualEnergy | ErrorUnit::MapEnergy => "",
     };
     format!("{}; spread {}{unit}", request.methods, request.allocation)
 }
