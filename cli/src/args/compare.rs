@@ -24,6 +24,7 @@ Examples:
 /// `modegpt compare`
 #[derive(Debug, Args)]
 #[command(after_long_help = COMPARE_HELP)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) model: ModelArg,

@@ -175,7 +175,7 @@ fn read(wanted: &TextFile, data: &Path) -> Result<Corpus, Failure> {
     let path: PathBuf = data.join("text").join(&wanted.file);
     let bytes = std::fs::read(&path)
         .map_err(|error| Failure::request(format!("cannot read text `{}`: {error}", path.display())))?;
-    let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = format!("{:x}", Sha256::digest(&bytes));
     same(&format!("SHA-256 of `{}`", path.display()), &wanted.sha256, &hash)?;
     Ok(read_corpus(&wanted.file, &bytes, &CorpusOptions::default())?)
 }

@@ -106,8 +106,8 @@ async fn compare_group(
     let streams =
         run_both([reference, other], windows, batch, compute, divergence, |share| progress(2.0 * share * layers))
             .await?;
-    let [of_reference, of_other] = streams;
-    let (of_reference, of_other) = (predecessors(of_reference, windows)?, predecessors(of_other, windows)?);
+    let [of_reference, of_other] = [predecessors(&streams[0], windows)?, predecessors(&streams[1], windows)?];
+    drop(streams);
     let targets: Vec<&[u32]> =
         windows.iter().flat_map(|window| window.ids[window.first_target..].chunks(HEAD_ROWS)).collect();
     let heads = (Head::new(reference, compute)?, Head::new(other, compute)?);
@@ -169,7 +169,7 @@ async fn run_both(
 }
 
 /// The residual stream at the predecessors of all targets: at most [`HEAD_ROWS`] rows a batch.
-fn predecessors(stream: ResidualStream<'_>, windows: &[Window<'_>]) -> Result<Vec<Vec<f32>>, ComputeError> {
+fn predecessors(stream: &ResidualStream<'_>, windows: &[Window<'_>]) -> Result<Vec<Vec<f32>>, ComputeError> {
     let mut batches = Vec::new();
     for (idx, window) in windows.iter().enumerate() {
         let [_, _, d_model] = stream.shape(&(idx..idx + 1));

@@ -17,7 +17,7 @@ pub(super) struct Table {
     /// Of the weights.
     pub(super) fingerprint: String,
     /// What it was calibrated on.
-    pub(super) calibration: Samples,
+    pub(super) calibration: StoredDraw,
     /// What it was scored on.
     pub(super) text: TextFile,
     /// Of the scored windows.
@@ -37,7 +37,7 @@ pub(super) struct Table {
 /// Samples drawn at random from a text.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Samples {
+pub(super) struct StoredDraw {
     /// The text.
     pub(super) text: TextFile,
     /// How many.

@@ -1,6 +1,7 @@
 //! Which cells there are, and computing those that are missing.
 
 use std::cell::Cell as Slot;
+use std::path::PathBuf;
 
 use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, Journal};
@@ -139,7 +140,7 @@ impl Grid {
                     self.share(known);
                 }
             }
-            remove(&run.scratch(drawn, folder))?;
+            remove(&scratch(drawn, folder))?;
         }
         Ok(())
     }
@@ -168,11 +169,10 @@ impl Grid {
         let mut text = format!("cell {} of {n}: {}", n_done + 1, asked.describe(run));
         if computed > 0 {
             let left = secs / computed as f64 * (n - n_done) as f64;
-            text += &if left < 90.0 {
-                format!(", about {left:.0} s left")
-            } else {
-                format!(", about {:.0} min left", left / 60.0)
-            };
+            let left = if left < 90.0 { format!("{left:.0} s") } else { format!("{:.0} min", left / 60.0) };
+            text.push_str(", about ");
+            text.push_str(&left);
+            text.push_str(" left");
         }
         text
     }
@@ -238,10 +238,6 @@ impl<'a> CompareRun<'a> {
         }
     }
 
-    fn scratch(&self, drawn: &SeededDraw, folder: &CompareFolder) -> std::path::PathBuf {
-        folder.work().join(format!("seed-{}", drawn.seed))
-    }
-
     /// Statistics of a draw: those that a run which was stopped left whole, or new ones.
     async fn statistics(
         &self,
@@ -249,7 +245,7 @@ impl<'a> CompareRun<'a> {
         cells: &[&Asked],
         folder: &CompareFolder,
     ) -> Result<(StatisticsFolder, Draw), CompareError> {
-        let scratch = self.scratch(drawn, folder);
+        let scratch = scratch(drawn, folder);
         let (target, note) = (scratch.join("statistics"), scratch.join("passes.json"));
         let timed = TimedReporter::new(self.reporter, self.clock);
         let run = CalibrationRun { reporter: &timed, ..self.calibration_run(drawn, cells) };
@@ -277,6 +273,11 @@ impl<'a> CompareRun<'a> {
         std::fs::write(&note, text).map_err(io)?;
         Ok((StatisticsFolder::new(target), passes.draw))
     }
+}
+
+/// Where statistics of a draw are kept while its cells are computed.
+fn scratch(drawn: &SeededDraw, folder: &CompareFolder) -> PathBuf {
+    folder.work().join(format!("seed-{}", drawn.seed))
 }
 
 /// Passes everything on, and adds up how long stages of the backward pass take.

@@ -52,9 +52,9 @@ impl NamedMethod {
             return Err(fail(format!("it has more than {LONGEST_NAME} bytes")));
         }
         let cuts = name.match_indices('-').map(|(place, _)| place).chain([name.len()]);
-        let modes = cuts.filter_map(|cut| Some((Self::mode(&name[..cut]).ok()?, &name[cut..])));
+        let mut modes = cuts.filter_map(|cut| Some((Self::mode(&name[..cut]).ok()?, &name[cut..])));
         // The longest: `svd-llm` is not `svd` with something behind it.
-        let Some((mode, rest)) = modes.last() else {
+        let Some((mode, rest)) = modes.next_back() else {
             let known = Self::mode(name).err().unwrap_or_default();
             return Err(fail(format!("{known}, perhaps with {} behind it", names_of_changes())));
         };
