@@ -110,7 +110,7 @@ fn a_layer_whose_hidden_units_are_all_dead_gives_what_it_can() {
             let (small, report) = shrink(&dead.model, &calibration, way, 0.1);
             let growth = growth(&format!("{name}, {way:?}"), &small.model, &dead.model);
             assert!(growth < 2.0, "{name}, {way:?}: {growth}");
-            let layer = report.layers[EDITED];
+            let layer = &report.layers[EDITED];
             assert!(layer.after.d_ff < layer.before.d_ff && layer.mlp.relative_error <= 0.0, "{layer:?}");
             assert_eq!(layer.mlp.fallbacks, 0);
             if way.mode == Mode::Best {
@@ -141,7 +141,7 @@ fn units_that_are_there_twice_are_no_obstacle() {
         for way in &WAYS[..2] {
             let (small, report) = shrink(&doubled.model, &calibration, *way, 0.1);
             let growth = growth(&format!("{name}, {way:?}"), &small.model, &doubled.model);
-            let layer = report.layers[EDITED];
+            let layer = &report.layers[EDITED];
             println!("  {:?} -> {:?}, {:?}", layer.before, layer.after, layer.mlp);
             assert!(growth < 3.0, "{name}, {way:?}: {growth}");
             if way.mode == Mode::Best {
