@@ -174,6 +174,17 @@ pub(crate) struct CalibrationArgs {
     #[arg(long, value_name = "N", num_args = 0..=1, value_parser = parse_positive, default_missing_value = "2048")]
     pub(crate) fisher: Option<usize>,
 
+    /// Labelled text for the gradients instead: .jsonl with the texts `prompt` and `completion`
+    ///
+    /// The loss is taken on the completions only, so that what counts is the task. With --fisher N only as many examples as
+    /// N tokens take.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) fisher_data: Option<PathBuf>,
+
+    /// Collect the Fisher information of the rows of every map with the gradients, summed in this way; in mode fwsvd
+    #[arg(long, value_enum, value_name = "HOW", num_args = 0..=1, default_missing_value = "per-example")]
+    pub(crate) fisher_rows: Option<FisherRowsName>,
+
     /// Sum statistics over so many consecutive parts of the samples, then over the parts
     #[arg(long, value_name = "N", value_parser = parse_positive, default_value_t = 1)]
     pub(crate) shards: usize,
@@ -197,7 +208,7 @@ pub(crate) enum Placement {
 }
 
 /// What a plan decides: options that mean nothing beside one.
-const DECIDED_BY_PLAN: [&str; 16] = [
+const DECIDED_BY_PLAN: [&str; 19] = [
     "sparsity",
     "target_params",
     "target_bytes",
@@ -212,6 +223,9 @@ const DECIDED_BY_PLAN: [&str; 16] = [
     "prefix_ridge",
     "round_ff",
     "round_head",
+    "round_rank",
+    "alpha",
+    "score",
     "ridge",
     "refit_ridge",
 ];
@@ -238,7 +252,7 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_enum, default_value_t = ModeName::Best)]
     pub(crate) mode: ModeName,
 
-    /// How the share is spread over the layers; by error curves in mode best, by block influence in mode paper
+    /// How the share is spread over the layers; by error curves in mode best, by block influence in mode paper, else uniform
     #[arg(long, value_enum)]
     pub(crate) allocation: Option<AllocationName>,
 
@@ -265,6 +279,14 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) prefix: Option<bool>,
 
+    /// Power of the size of inputs in mode asvd; 0.5
+    #[arg(long, value_name = "A", allow_negative_numbers = true)]
+    pub(crate) alpha: Option<f64>,
+
+    /// By what channels go in mode sliced; wanda
+    #[arg(long, value_enum)]
+    pub(crate) score: Option<ScoreName>,
+
     /// Temperature of the allocation by block influence; chosen as sharp as the paper's if not given
     #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
     pub(crate) epsilon: Option<f64>,
@@ -280,6 +302,10 @@ pub(crate) struct TargetArgs {
     /// Head widths become multiples of this; 8, or less for small models
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     pub(crate) round_head: Option<usize>,
+
+    /// Ranks of maps that become products become multiples of this; 8, or less for small models
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub(crate) round_rank: Option<usize>,
 
     /// Ridge of the leverage scores, relative to the mean diagonal
     #[arg(long, value_name = "R", default_value_t = 1e-3, allow_negative_numbers = true)]
@@ -297,6 +323,34 @@ pub(crate) enum ModeName {
     Best,
     /// MoDeGPT as published: ridge leverage and Nyström, CR, SVD
     Paper,
+    /// Every map a product of lower rank, by its singular values
+    Svd,
+    /// The same, rows weighed with their Fisher information, from gradients of the loss (FWSVD)
+    Fwsvd,
+    /// The same, rows scaled by the size of their inputs (ASVD)
+    Asvd,
+    /// The same, in the metric of what the map puts out (SVD-LLM)
+    SvdLlm,
+    /// Whole channels go by the size of their weights, and nothing is refitted
+    Sliced,
+}
+
+/// By what channels are sliced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScoreName {
+    /// The size of their weights
+    Magnitude,
+    /// The size of their weights times that of what these multiply
+    Wanda,
+}
+
+/// How the Fisher information of rows is summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FisherRowsName {
+    /// Squares of the gradient of each sample, as FWSVD has it
+    PerExample,
+    /// Squares of the gradient of each token by itself, which is cheaper
+    PerToken,
 }
 
 /// How sparsity is spread.
@@ -432,6 +486,10 @@ pub(crate) struct CalibrateArgs {
 
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
+
+    /// Collect what this mode needs beside the usual: the inputs of whole maps, or gradients
+    #[arg(long, value_enum, help_heading = "Calibration")]
+    pub(crate) mode: Option<ModeName>,
 
     /// Collect the inputs of whole maps too, which methods that factorise each matrix by itself need
     #[arg(long, help_heading = "Calibration")]

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use modegpt::architecture::DType;
 use modegpt::checkpoint::{Existing, FolderSource};
 use modegpt::compress::{
-    ErrorUnit, Methods, MlpMethod, Mode, QueryKeyMethod, Ridges, Rounding, Target, ValueOutputMethod,
+    ErrorUnit, MapMetric, Methods, MlpMethod, Mode, QueryKeyMethod, Ridges, Rounding, Target, ValueOutputMethod,
 };
 use modegpt::run::{AllocationChoice, PlanRequest};
-use modegpt::text_tools::{Corpus, Strategy, TextJoin};
-use modegpt::{Calibration, CalibrationOptions, CorpusOptions, Model, read_corpus};
+use modegpt::statistics::RowFisher;
+use modegpt::text_tools::{Corpus, LabelledText, Strategy, TextJoin};
+use modegpt::{Calibration, CalibrationOptions, CorpusOptions, LabelledSamples, Model, read_corpus};
 
 use crate::args::{
-    AllocationName, CalibrationArgs, DTypeName, JoinName, MlpName, ModeName, Placement, QueryKeyName, ReadingArgs,
-    TargetArgs, ValueOutputName,
+    AllocationName, CalibrationArgs, DTypeName, FisherRowsName, JoinName, MlpName, ModeName, Placement, QueryKeyName,
+    ReadingArgs, ScoreName, TargetArgs, ValueOutputName,
 };
 use crate::failure::Failure;
 use crate::progress::Bars;
@@ -126,6 +127,21 @@ pub(crate) fn draw_and_hold_out(
     Ok(Calibration::draw_and_hold_out(model, &corpora, options, n_held_out)?)
 }
 
+/// The labelled samples that were given.
+pub(crate) fn labelled(model: &Model, args: &CalibrationArgs) -> Result<Option<LabelledSamples>, Failure> {
+    let Some(file) = &args.fisher_data else { return Ok(None) };
+    let name = file.to_string_lossy();
+    let bytes =
+        std::fs::read(file).map_err(|e| Failure::request(format!("cannot read labelled text `{name}`: {e}")))?;
+    let text = LabelledText::from_jsonl(&name, &bytes)?;
+    Ok(Some(LabelledSamples::encode(model, &text, args.fisher)?))
+}
+
+/// Whether gradients are asked for, in whatever way.
+pub(crate) fn asks_for_gradients(args: &CalibrationArgs) -> bool {
+    args.fisher.is_some() || args.fisher_data.is_some()
+}
+
 /// The size that was asked for.
 fn target(args: &TargetArgs) -> Result<Target, Failure> {
     match (args.sparsity, args.target_params, args.target_bytes) {
@@ -138,15 +154,11 @@ fn target(args: &TargetArgs) -> Result<Target, Failure> {
 
 /// How a plan is to be made; `fisher`: with gradients of the loss.
 pub(crate) fn plan_request(model: &Model, args: &TargetArgs, fisher: bool) -> Result<PlanRequest, Failure> {
-    let mode = match args.mode {
-        ModeName::Best => Mode::Best,
-        ModeName::Paper => Mode::Paper,
-    };
-    let usual = PlanRequest::new(target(args)?, mode);
+    let usual = PlanRequest::new(target(args)?, mode(args.mode));
     let default = Ridges::default();
     let request = PlanRequest {
         unit: if fisher { ErrorUnit::Nats } else { usual.unit },
-        methods: methods(args, usual.methods),
+        methods: methods(args, usual.methods)?,
         allocation: allocation(args, usual.allocation)?,
         rounding: Some(rounding(model, args)),
         ridges: Ridges { leverage: args.ridge, refit: args.refit_ridge, prefix: args.prefix_ridge, ..default },
@@ -159,8 +171,30 @@ pub(crate) fn plan_request(model: &Model, args: &TargetArgs, fisher: bool) -> Re
     Ok(request)
 }
 
-fn methods(args: &TargetArgs, usual: Methods) -> Methods {
-    Methods {
+/// A set of methods by its name.
+pub(crate) fn mode(name: ModeName) -> Mode {
+    match name {
+        ModeName::Best => Mode::Best,
+        ModeName::Paper => Mode::Paper,
+        ModeName::Svd => Mode::Svd,
+        ModeName::Fwsvd => Mode::Fwsvd,
+        ModeName::Asvd => Mode::Asvd,
+        ModeName::SvdLlm => Mode::SvdLlm,
+        ModeName::Sliced => Mode::Sliced,
+    }
+}
+
+fn methods(args: &TargetArgs, usual: Methods) -> Result<Methods, Failure> {
+    if args.alpha.is_some() && args.mode != ModeName::Asvd {
+        return Err(Failure::Usage("--alpha belongs to --mode asvd".to_owned()));
+    }
+    if args.score.is_some() && args.mode != ModeName::Sliced {
+        return Err(Failure::Usage("--score belongs to --mode sliced".to_owned()));
+    }
+    if !matches!(args.mode, ModeName::Best | ModeName::Paper) {
+        return plain_methods(args, usual);
+    }
+    Ok(Methods {
         mlp: args.mlp.map_or(usual.mlp, |name| match name {
             MlpName::Leverage => MlpMethod::Leverage,
             MlpName::Elimination => MlpMethod::Elimination,
@@ -175,6 +209,34 @@ fn methods(args: &TargetArgs, usual: Methods) -> Methods {
             ValueOutputName::Attention => ValueOutputMethod::Attention,
         }),
         prefix: args.prefix.unwrap_or(usual.prefix),
+        maps: None,
+    })
+}
+
+/// The methods of a mode beside those of modules, whose own options are refused.
+fn plain_methods(args: &TargetArgs, usual: Methods) -> Result<Methods, Failure> {
+    let given = [
+        ("--mlp", args.mlp.is_some()),
+        ("--mlp-bias", args.mlp_bias.is_some()),
+        ("--query-key", args.query_key.is_some()),
+        ("--value-output", args.value_output.is_some()),
+        ("--prefix", args.prefix == Some(true)),
+    ];
+    if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
+        return Err(Failure::Usage(format!("{name} belongs to the modes best and paper")));
+    }
+    Ok(match (args.mode, args.score) {
+        (ModeName::Asvd, _) => Methods::of_maps(MapMetric::Asvd { alpha: args.alpha.unwrap_or(MapMetric::ASVD_ALPHA) }),
+        (ModeName::Sliced, Some(ScoreName::Magnitude)) => Methods::MAGNITUDE,
+        _ => usual,
+    })
+}
+
+/// How the Fisher information of rows is summed, by its name.
+pub(crate) fn row_fisher(name: FisherRowsName) -> RowFisher {
+    match name {
+        FisherRowsName::PerExample => RowFisher::PerExample,
+        FisherRowsName::PerToken => RowFisher::PerToken,
     }
 }
 
@@ -193,7 +255,11 @@ fn allocation(args: &TargetArgs, usual: AllocationChoice) -> Result<AllocationCh
 /// The roundings that were asked for, the rest by the model's size.
 fn rounding(model: &Model, args: &TargetArgs) -> Rounding {
     let usual = Rounding::default_for(model.config());
-    Rounding { ff: args.round_ff.unwrap_or(usual.ff), head: args.round_head.unwrap_or(usual.head) }
+    Rounding {
+        ff: args.round_ff.unwrap_or(usual.ff),
+        head: args.round_head.unwrap_or(usual.head),
+        rank: args.round_rank.unwrap_or(usual.rank),
+    }
 }
 
 /// An element type by its name.

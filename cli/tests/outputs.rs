@@ -218,6 +218,31 @@ fn mode_best_killed_at_any_stage_resumes_to_the_same_bytes() {
     }
 }
 
+/// Maps by themselves: gradients with Fisher information, surveys of maps, layers of products.
+#[test]
+fn modes_of_maps_killed_at_any_stage_resume_to_the_same_bytes() {
+    let desk = Desk::new();
+    let curves = "--allocation error-curves --sparsity 0.2";
+    for (mode, files) in [
+        ("fwsvd", &["statistics/gradients-00001.safetensors", "surveys/nats-00002.json", "layers/00001.json"][..]),
+        ("svd-llm", &["statistics/layer-00002.safetensors", "surveys/map-energy-00000.json", "layers/00002.json"]),
+    ] {
+        let line = |out: &str| format!("compress llama --mode {mode} {curves} {MANY} -o {out}");
+        desk.run(&line("whole")).ok();
+        for file in files {
+            interrupt(&desk, &line("out"), file);
+            desk.run(&format!("{} --resume", line("out"))).ok();
+            desk.assert_same("out", "whole");
+            desk.remove("out");
+        }
+        interrupt(&desk, &line("out"), files[0]);
+        let other = line("out").replace(curves, "--sparsity 0.2");
+        desk.run(&format!("{other} --resume")).refused(1, &["begun differently", "--allocation"]);
+        desk.remove("out.partial");
+        desk.remove("whole");
+    }
+}
+
 #[test]
 fn a_run_in_progress_is_not_disturbed() {
     let desk = Desk::new();

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use modegpt::calibration::Collect;
-use modegpt::run::{StatisticsFolder, calibrate, merge_statistics};
+use modegpt::run::{CalibrationRun, StatisticsFolder, calibrate, merge_statistics};
 use serde_json::json;
 
 use crate::args::CalibrateArgs;
-use crate::commands::compress::{announce, run_of};
+use crate::commands::compress::{announce, run_of, with_row_fisher};
 use crate::failure::Failure;
 use crate::progress::Bars;
 use crate::{device, inputs, printer, process_memory};
@@ -23,8 +23,13 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         let calibration = inputs::draw_calibration(&model, &args.calibration)?;
         let bars = Bars::default();
         // Whatever a later compression may need.
-        let collect = Collect { logits: true, inputs: args.inputs };
+        let methods = args.mode.map(|name| inputs::mode(name).methods());
+        let collect =
+            Collect { logits: true, inputs: args.inputs || methods.is_some_and(|methods| methods.needs_inputs()) };
         let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
+        let labelled = inputs::labelled(&model, &args.calibration)?;
+        let run = CalibrationRun { labelled: labelled.as_ref(), ..run };
+        let run = with_row_fisher(run, methods.is_some_and(|methods| methods.needs_row_fisher()));
         announce(&model, &calibration, &found, run.memory_plan(false));
         pollster::block_on(calibrate(&run, &args.output, existing))?
     } else {

@@ -3,13 +3,14 @@
 use std::path::Path;
 use std::time::Instant;
 
-use modegpt::architecture::{DType, Family, ModelConfig};
+use modegpt::architecture::{DType, Family, MapName, ModelConfig};
 use modegpt::calibration::Collect;
 use modegpt::compress::{Allocation, ErrorUnit, LayerReport, Methods, Mode, Plan, TriedPlan};
 use modegpt::run::{
     CalibrationRun, CompressionOptions, CompressionResult, MemoryPlan, PlanSource, StatisticsFolder, check_request,
     compress,
 };
+use modegpt::statistics::RowFisher;
 use modegpt::{Calibration, Model, Reporter, prefix_pays};
 use serde::Serialize;
 
@@ -66,7 +67,11 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     let mut options = CompressionOptions {
         plan: match plan {
             Some(plan) => PlanSource::Given(Box::new(plan)),
-            None => PlanSource::Make(inputs::plan_request(&model, &args.target, args.calibration.fisher.is_some())?),
+            None => PlanSource::Make(inputs::plan_request(
+                &model,
+                &args.target,
+                inputs::asks_for_gradients(&args.calibration),
+            )?),
         },
         dtype: args.dtype.map(inputs::dtype),
         strict: args.strict,
@@ -74,6 +79,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         held_out: None,
         existing: inputs::existing(args.force, args.resume),
     };
+    check_gradient_options(args, &options)?;
     // Found out before any work: a sparsity that cannot be reached.
     check_target(&model, &options)?;
     let calibration = match &options.statistics {
@@ -96,6 +102,9 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     }
     let collect = options.plan.collect();
     let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
+    let labelled = inputs::labelled(&model, &args.calibration)?;
+    let run = CalibrationRun { labelled: labelled.as_ref(), ..run };
+    let run = with_row_fisher(run, options.statistics.is_none() && options.plan.methods().needs_row_fisher());
     let memory = options.memory_plan(&run);
     announce(&model, &calibration, &found, memory);
     announce_plan(&options.plan);
@@ -133,9 +142,21 @@ fn check_prefix(args: &CompressArgs) -> Result<(), Failure> {
 
 /// Refuses gradients beside a plan that has no use for them.
 fn check_fisher(args: &CompressArgs, plan: &Plan) -> Result<(), Failure> {
-    if args.calibration.fisher.is_some() && plan.unit != ErrorUnit::Nats {
+    if inputs::asks_for_gradients(&args.calibration) && plan.unit != ErrorUnit::Nats {
         let reason = format!("--fisher: this plan weighs errors in {}, without gradients", plan.unit);
         return Err(Failure::Usage(reason));
+    }
+    Ok(())
+}
+
+/// Refuses what is said of a backward pass that there will not be.
+fn check_gradient_options(args: &CompressArgs, options: &CompressionOptions) -> Result<(), Failure> {
+    let usage = |reason: &str| Err(Failure::Usage(reason.to_owned()));
+    if args.calibration.fisher_rows.is_some() && !options.plan.methods().needs_row_fisher() {
+        return usage("--fisher-rows belongs to --mode fwsvd, or to calibrate");
+    }
+    if args.calibration.fisher_data.is_some() && options.statistics.is_some() {
+        return usage("--fisher-data is for a backward pass, and --statistics has its gradients: pass it to calibrate");
     }
     Ok(())
 }
@@ -181,6 +202,7 @@ pub(crate) fn run_of<'a>(
     let run = CalibrationRun {
         collect,
         gradient_tokens: args.fisher,
+        row_fisher: args.fisher_rows.map(inputs::row_fisher),
         batch_tokens,
         n_shards: args.shards,
         max_host_bytes: args.max_ram,
@@ -191,6 +213,17 @@ pub(crate) fn run_of<'a>(
         Some(most) => run.within_device(most)?,
         None => run,
     })
+}
+
+/// Tokens of the backward pass where a mode needs gradients and nothing else is said.
+const GRADIENT_TOKENS: usize = 2048;
+
+/// With the Fisher information of rows, if that is `needed`, and gradients over the usual number of tokens if it was asked
+/// for without any.
+pub(crate) fn with_row_fisher(run: CalibrationRun<'_>, needed: bool) -> CalibrationRun<'_> {
+    let row_fisher = run.row_fisher.or(needed.then_some(RowFisher::PerExample));
+    let gradient_tokens = run.gradient_tokens.or(row_fisher.map(|_| GRADIENT_TOKENS));
+    CalibrationRun { row_fisher, gradient_tokens, ..run }
 }
 
 /// Says, before work begins, what will be done and what memory it takes.
@@ -300,8 +333,11 @@ fn print(summary: &Summary, folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Widths and errors of every layer.
+/// Widths and errors of every layer, or the ranks of its maps.
 pub(crate) fn layer_table(layers: &[LayerReport]) -> String {
+    if layers.iter().any(|layer| !layer.maps.is_empty()) {
+        return map_table(layers);
+    }
     let header = ["layer", "removed", "d_ff", "d_qk", "d_v", "MLP error", "QK error", "VO error"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     let change = |before: usize, after: usize| format!("{before} → {after}");
@@ -318,6 +354,26 @@ pub(crate) fn layer_table(layers: &[LayerReport]) -> String {
         ]);
     }
     printer::table(&rows)
+}
+
+/// Ranks of every layer's maps, and errors of what they put out.
+fn map_table(layers: &[LayerReport]) -> String {
+    let names: Vec<MapName> =
+        layers.first().map_or(Vec::new(), |layer| layer.maps.iter().map(|map| map.name).collect());
+    let mut header = vec!["layer".to_owned(), "removed".to_owned()];
+    header.extend(names.iter().map(ToString::to_string));
+    header.extend(["MLP error", "QK error", "VO error"].map(str::to_owned));
+    let mut rows = vec![header];
+    for layer in layers {
+        let mut row = vec![layer.index.to_string(), format!("{:.1} %", 100.0 * layer.sparsity)];
+        row.extend(layer.maps.iter().map(|map| map.rank.map_or("dense".to_owned(), |rank| rank.to_string())));
+        let modules = [layer.mlp, layer.query_key, layer.value_output];
+        row.extend(modules.map(|module| format!("{:.2e}", module.relative_error)));
+        rows.push(row);
+    }
+    let maps = || layers.iter().flat_map(|layer| &layer.maps);
+    let (dense, all) = (maps().filter(|map| map.rank.is_none()).count(), maps().count());
+    format!("{}\n\nranks; {dense} of {all} maps stay dense. Errors in the metric of the method", printer::table(&rows))
 }
 
 /// Sizes before and after.

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::{fs, io};
 
-use modegpt::compress::Plan;
+use modegpt::architecture::MapName;
+use modegpt::compress::{ErrorUnit, Plan};
 use modegpt::run::{AllocationChoice, GradientsFolder, Known, StatisticsFolder, check_request, make_plan};
 
 use crate::args::PlanArgs;
@@ -21,10 +22,11 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     let dtype = args.dtype.map_or(model.checkpoint.dtype(), inputs::dtype);
     check_request(&model, &request, dtype)?;
     let curves = if request.allocation == AllocationChoice::ErrorCurves {
-        let gradients = args.fisher.then(|| GradientsFolder::of_all_layers(&args.statistics, n_layers)).transpose()?;
+        let gradients = (request.unit == ErrorUnit::Nats)
+            .then(|| GradientsFolder::of_all_layers(&args.statistics, n_layers))
+            .transpose()?;
         let known = Known { model: &model, statistics: &statistics, gradients: gradients.as_ref() };
-        let surveys = known.survey(&request, None, &Bars::default())?;
-        Some(surveys.into_iter().map(|survey| survey.curves).collect())
+        Some(known.survey(&request, None, &Bars::default())?.0)
     } else {
         None
     };
@@ -49,17 +51,25 @@ fn write_whole(path: &Path, text: &str) -> io::Result<()> {
 }
 
 fn print(plan: &Plan, file: &str) -> Result<(), Failure> {
-    let header = ["layer", "influence", "asked", "d_ff", "d_qk", "d_v"].map(str::to_owned).to_vec();
-    let mut rows = vec![header];
+    let maps = MapName::ALL.into_iter().filter(|name| *name != MapName::Gate || plan.model.gated_mlp);
+    let sizes: Vec<String> = match plan.methods.maps {
+        None => ["d_ff", "d_qk", "d_v"].map(str::to_owned).to_vec(),
+        Some(_) => maps.clone().map(|name| name.to_string()).collect(),
+    };
+    let mut rows = vec![[["layer", "influence", "asked"].map(str::to_owned).to_vec(), sizes].concat()];
     for layer in &plan.layers {
-        rows.push(vec![
+        let mut row = vec![
             layer.index.to_string(),
             format!("{:.4}", layer.block_influence),
             format!("{:.1} %", 100.0 * layer.sparsity),
-            layer.d_ff.to_string(),
-            layer.d_qk.to_string(),
-            layer.d_v.to_string(),
-        ]);
+        ];
+        match plan.methods.maps {
+            None => row.extend([layer.d_ff, layer.d_qk, layer.d_v].map(|width| width.to_string())),
+            Some(_) => row.extend(
+                maps.clone().map(|name| layer.ranks.get(name).map_or("dense".to_owned(), |rank| rank.to_string())),
+            ),
+        }
+        rows.push(row);
     }
     printer::line(&printer::table(&rows))?;
     let totals = &plan.totals;

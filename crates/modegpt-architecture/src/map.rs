@@ -106,6 +106,19 @@ impl FactorRanks {
         }
     }
 
+    /// Gives one map a rank, or makes it dense.
+    pub fn set(&mut self, name: MapName, rank: Option<usize>) {
+        *match name {
+            MapName::Query => &mut self.query,
+            MapName::Key => &mut self.key,
+            MapName::Value => &mut self.value,
+            MapName::Output => &mut self.output,
+            MapName::Gate => &mut self.gate,
+            MapName::Up => &mut self.up,
+            MapName::Down => &mut self.down,
+        } = rank;
+    }
+
     /// Whether every map is dense.
     pub fn is_dense(&self) -> bool {
         *self == Self::default()
@@ -186,6 +199,9 @@ mod tests {
         for name in MapName::ALL {
             assert_eq!(ranks.get(name), position(name));
             assert_eq!(serde_json::json!(ranks)[name.as_str()], position(name).expect("one of all"));
+            let mut changed = ranks;
+            changed.set(name, None);
+            assert_eq!(changed, FactorRanks::from_fn(|other| position(other).filter(|_| other != name)));
         }
         assert_eq!(serde_json::json!(FactorRanks::default()), serde_json::json!({}));
         assert!(FactorRanks::default().is_dense() && !ranks.is_dense());

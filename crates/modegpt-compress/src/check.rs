@@ -36,7 +36,9 @@ pub(crate) fn plan(layer: &Layer<'_>, plan: &LayerPlan) -> Result<(), Error> {
     if plan.index != layer.index {
         return Err(field_error(format!("{place}.index"), layer.index, plan.index));
     }
-    ModelSummary::of(layer.config).check_widths(&place, plan.widths(), Widths::from(layer.shape))
+    let model = ModelSummary::of(layer.config);
+    model.check_widths(&place, plan.widths(), Widths::from(layer.shape))?;
+    model.check_ranks(&place, Widths::from(layer.shape), &plan.ranks)
 }
 
 /// Checks that orders are those of this layer and reach as far as the plan goes.
@@ -125,6 +127,10 @@ fn check_statistics(
         let found: Vec<usize> = grams.iter().map(Gram::dim).collect();
         Place { layer, module }.expect(name, &expected, &found)
     };
+    if let Some(inputs) = &statistics.inputs {
+        // The other two fit it and the heads: the statistics themselves were checked.
+        check(Module::QueryKey, "statistic `inputs`", vec![config.d_model], std::slice::from_ref(&inputs.attention))?;
+    }
     check(Module::Mlp, "statistic `mlp`", vec![shape.d_ff], std::slice::from_ref(&statistics.mlp))?;
     check(Module::QueryKey, "statistic `query`", vec![shape.d_qk; config.n_heads], &statistics.query)?;
     check(Module::QueryKey, "statistic `key`", vec![shape.d_qk; config.n_kv_heads], &statistics.key)?;

@@ -1,15 +1,17 @@
 //! What every layer and module would lose at every width, and the widths at which the whole model loses least.
 //!
 //! Each module offers a curve: its error against its width. All errors are in one unit, so that they can be compared
-//! between modules and layers. The budget is spent greedily along the lower convex hulls of the curves, always where the
-//! error per parameter removed is least; up to the last step this is the best that any choice of widths on the hulls can
-//! do.
+//! between modules and layers. The budget is spent where the error per parameter removed is least ([`descend`]).
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ModelSummary, Rounding, Widths, model_summary::field_error};
+use crate::{
+    Error, ModelSummary, Rounding, Widths,
+    descent::{Offer, descend},
+    model_summary::field_error,
+};
 
 /// The unit of errors that are compared between layers and modules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +22,8 @@ pub enum ErrorUnit {
     Nats,
     /// `tr(E)` as a share of the energy of the residual stream.
     ResidualEnergy,
+    /// Of a map that becomes a product: its error in the metric of the method, as a share of what the map carries there.
+    MapEnergy,
 }
 
 impl ErrorUnit {
@@ -28,6 +32,7 @@ impl ErrorUnit {
         match self {
             Self::Nats => "nats",
             Self::ResidualEnergy => "residual-energy",
+            Self::MapEnergy => "map-energy",
         }
     }
 }
@@ -38,6 +43,7 @@ impl fmt::Display for ErrorUnit {
         f.write_str(match self {
             Self::Nats => "nats",
             Self::ResidualEnergy => "shares of the residual energy",
+            Self::MapEnergy => "shares of what each map carries",
         })
     }
 }
@@ -120,25 +126,9 @@ impl ErrorCurve {
         Ok(())
     }
 
-    /// The positions, descending from the last, at which the lower convex hull of error against removed width bends.
-    fn hull(&self) -> Vec<usize> {
-        let mut hull: Vec<usize> = Vec::new();
-        for at in (0..self.widths.len()).rev() {
-            // A corner above the line from its neighbour before to the new point is none. Those on the line stay, so that
-            // of a long edge that does not fit, a part can be taken: of units that cost nothing, for one.
-            while hull.len() >= 2
-                && self.slope(hull[hull.len() - 2], hull[hull.len() - 1]) > self.slope(hull[hull.len() - 2], at)
-            {
-                hull.pop();
-            }
-            hull.push(at);
-        }
-        hull
-    }
-
-    /// Error gained for each unit of width removed between two positions.
-    fn slope(&self, from: usize, to: usize) -> f64 {
-        (self.errors[to] - self.errors[from]) / (self.widths[from] - self.widths[to]) as f64
+    /// With `unit` parameters for each unit of width.
+    fn offer(&self, unit: u64) -> Offer {
+        Offer { params: self.widths.iter().map(|&width| width as u64 * unit).collect(), errors: self.errors.clone() }
     }
 }
 
@@ -152,88 +142,30 @@ impl LayerCurves {
     }
 }
 
-/// One module on its way down.
-struct Descent<'a> {
-    curve: &'a ErrorCurve,
-    /// Position in the curve.
-    at: usize,
-    /// Corners still ahead, the next one last.
-    corners: Vec<usize>,
-    /// Parameters of each unit of width.
-    unit: u64,
-}
-
-impl<'a> Descent<'a> {
-    fn new(curve: &'a ErrorCurve, unit: u64) -> Self {
-        let mut corners = curve.hull();
-        corners.reverse();
-        let at = corners.pop().unwrap_or(0);
-        Self { curve, at, corners, unit }
-    }
-
-    fn params_to(&self, position: usize) -> f64 {
-        (self.curve.widths[self.at] - self.curve.widths[position]) as f64 * self.unit as f64
-    }
-
-    /// Error for each parameter removed on the way to `position`.
-    fn price(&self, position: usize) -> f64 {
-        self.curve.slope(self.at, position) / self.unit as f64
-    }
-
-    fn width(&self) -> usize {
-        self.curve.widths[self.at]
-    }
-}
-
-/// The widths at which the errors of all modules together are least, for a share `sparsity` of the linear weights removed.
-///
-/// Whole edges of the hulls are taken, cheapest first, while they fit; what is left is made up in single steps of the
-/// curves, cheapest first, as long as they bring the parameters closer to the target. Ties go to the earlier layer, and to
-/// the MLP before query–key before value–output.
+/// The widths at which the errors of all modules together are least, for a share `sparsity` of the linear weights removed:
+/// see [`descend`]. Ties go to the earlier layer, and to the MLP before query–key before value–output.
 ///
 /// # Errors
 /// [`Error::Unreachable`] if the lowest widths of the curves leave more parameters than asked for, by over 0.5 %.
 pub(crate) fn allocate(model: &ModelSummary, curves: &[LayerCurves], sparsity: f64) -> Result<Vec<Widths>, Error> {
-    let mut modules: Vec<Descent<'_>> = curves
-        .iter()
-        .flat_map(|layer| {
-            [
-                Descent::new(&layer.d_ff, model.mlp_unit()),
-                Descent::new(&layer.d_qk, model.head_unit()),
-                Descent::new(&layer.d_v, model.head_unit()),
-            ]
-        })
-        .collect();
+    let of_layer = |layer: &LayerCurves| {
+        [layer.d_ff.offer(model.mlp_unit()), layer.d_qk.offer(model.head_unit()), layer.d_v.offer(model.head_unit())]
+    };
+    let offers: Vec<Offer> = curves.iter().flat_map(of_layer).collect();
     let total = model.block_params() as f64;
-    let mut excess = sparsity * total;
-    let fits = |excess: f64, params: f64| params <= excess;
-    while let Some(index) = cheapest(&modules, |module| {
-        module.corners.last().copied().filter(|&corner| fits(excess, module.params_to(corner)))
-    }) {
-        let corner = modules[index].corners.pop().unwrap_or_default();
-        excess -= modules[index].params_to(corner);
-        modules[index].at = corner;
-    }
-    // A step of less than twice the excess brings the parameters closer to the target.
-    while let Some(index) =
-        cheapest(&modules, |module| module.at.checked_sub(1).filter(|&next| module.params_to(next) < 2.0 * excess))
-    {
-        let next = modules[index].at - 1;
-        excess -= modules[index].params_to(next);
-        modules[index].at = next;
-    }
+    let (sizes, excess) = descend(&offers, sparsity * total);
     if excess > 0.005 * total {
         let reachable = format!("the widths allowed remove at most {:.4}", sparsity - excess / total);
         return Err(Error::Unreachable { name: "sparsity", asked: sparsity.to_string(), reachable });
     }
-    let layers = modules.chunks_exact(3);
-    Ok(layers.map(|m| Widths { d_ff: m[0].width(), d_qk: m[1].width(), d_v: m[2].width() }).collect())
-}
-
-/// The module whose `next` position costs least for each parameter removed, the first of equals.
-fn cheapest(modules: &[Descent<'_>], next: impl Fn(&Descent<'_>) -> Option<usize>) -> Option<usize> {
-    let offers = modules.iter().enumerate().filter_map(|(index, module)| Some((index, module.price(next(module)?))));
-    offers.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(index, _)| index)
+    let layers = curves.iter().zip(sizes.chunks_exact(3));
+    Ok(layers
+        .map(|(layer, at)| Widths {
+            d_ff: layer.d_ff.widths[at[0]],
+            d_qk: layer.d_qk.widths[at[1]],
+            d_v: layer.d_v.widths[at[2]],
+        })
+        .collect())
 }
 
 /// Sum over all modules of the errors at these widths, where the curves know them.

@@ -137,6 +137,16 @@ pub enum Error {
         /// Why.
         source: modegpt_linalg::Error,
     },
+    /// What a map is to be weighed with says nothing.
+    #[error("layer {layer}, {name}: {what} is zero everywhere, so that nothing tells one from another")]
+    NoInformation {
+        /// Index of the layer.
+        layer: usize,
+        /// Which map.
+        name: MapName,
+        /// What it is to be weighed with.
+        what: &'static str,
+    },
     /// A weight is NaN or infinite, before or after compression.
     #[error("layer {layer}, {module}: `{tensor}` holds a value that is not finite")]
     NotFinite {

@@ -7,6 +7,9 @@
 //! | query–key | query, key | columns or rotary pairs kept by the product of their norms (CR) |
 //! | value–output | value, output | truncated optimally in the metric of the data (SVD) |
 //!
+//! Beside it stand the methods that know no modules: every map becomes a product of lower rank, in one of several metrics
+//! ([`MapMetric`]), or whole channels go by the size of their weights ([`Methods::WANDA`]).
+//!
 //! First a [`Plan`] is made: the [`Target`] becomes a sparsity, [`capped_softmax`] spreads it over the layers by their
 //! block influence, and [`round_widths`] turns it into widths. The plan is data; it can be read, edited and saved. Then
 //! [`compress_layer`] applies it to one layer after another, given the layer's weights and statistics.
@@ -44,6 +47,7 @@ mod allocation;
 mod apply;
 mod check;
 mod curves;
+mod descent;
 mod error;
 mod layer;
 mod matrices;
@@ -51,6 +55,7 @@ mod method;
 mod methods;
 mod model_summary;
 mod plan;
+mod ranks;
 mod report;
 mod rounding;
 mod survey;
@@ -66,10 +71,11 @@ pub use error::{Error, Module};
 pub use layer::Layer;
 pub use method::per_matrix::{Factorisation, FactorisedLayer, MapReport, factorise_layer};
 pub use method::prefix::refit_down;
-pub use methods::{Methods, MlpMethod, QueryKeyMethod, ValueOutputMethod};
+pub use methods::{MapMetric, Methods, MlpMethod, QueryKeyMethod, ValueOutputMethod};
 pub use model_summary::{ModelSummary, Widths};
-pub use plan::{Allocation, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals, TriedPlan};
+pub use plan::{Allocation, Curves, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals, TriedPlan};
+pub use ranks::{MapCurves, RankCurve, rank_grid, round_ranks};
 pub use report::{LayerReport, ModuleReport, Report};
 pub use rounding::{Rounding, round_widths};
-pub use survey::{LayerSurvey, Orders, survey_layer};
+pub use survey::{LayerSurvey, Orders, survey_layer, survey_maps};
 pub use target::{ModelSize, Target};

@@ -5,15 +5,16 @@
 
 use std::fmt;
 
-use modegpt_architecture::ModelConfig;
+use modegpt_architecture::{FactorRanks, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, ErrorUnit, LayerCurves, Methods, ModelSummary, Rounding, Widths,
+    Error, ErrorUnit, LayerCurves, MapCurves, MapMetric, Methods, ModelSummary, Rounding, Widths,
     allocation::{capped_softmax, check_sparsity, epsilon_for_largest, uniform},
     check_dense,
     curves::{allocate, predicted},
     model_summary::field_error,
+    ranks::{allocate_ranks, predicted_at_ranks, round_ranks},
     rounding::round_widths,
 };
 
@@ -25,6 +26,16 @@ pub enum Mode {
     Paper,
     /// Same statistics, better decisions.
     Best,
+    /// Every map by itself, truncated by its singular values.
+    Svd,
+    /// Every map by itself, its rows weighed with their Fisher information.
+    Fwsvd,
+    /// Every map by itself, its rows scaled by the size of its inputs.
+    Asvd,
+    /// Every map by itself, in the metric of what it puts out.
+    SvdLlm,
+    /// Whole channels by the size of their weights and inputs, without any refit.
+    Sliced,
 }
 
 impl Mode {
@@ -33,6 +44,11 @@ impl Mode {
         match self {
             Self::Paper => Methods::PAPER,
             Self::Best => Methods::BEST,
+            Self::Svd => Methods::of_maps(MapMetric::Svd {}),
+            Self::Fwsvd => Methods::of_maps(MapMetric::Fwsvd {}),
+            Self::Asvd => Methods::of_maps(MapMetric::Asvd { alpha: MapMetric::ASVD_ALPHA }),
+            Self::SvdLlm => Methods::of_maps(MapMetric::SvdLlm {}),
+            Self::Sliced => Methods::WANDA,
         }
     }
 }
@@ -157,9 +173,24 @@ pub struct LayerPlan {
     pub d_qk: usize,
     /// Width of values that stays, per head.
     pub d_v: usize,
+    /// The rank of every map that becomes a product; the others stay dense.
+    #[serde(default, skip_serializing_if = "FactorRanks::is_dense")]
+    pub ranks: FactorRanks,
     /// What the layer would lose at every width, if that was asked. For the reader: it has no effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub curves: Option<LayerCurves>,
+    /// What every map would lose at every rank, if that was asked. For the reader: it has no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map_curves: Option<MapCurves>,
+}
+
+/// What all layers offer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Curves {
+    /// Each module its widths.
+    Modules(Vec<LayerCurves>),
+    /// Each map its ranks.
+    Maps(Vec<MapCurves>),
 }
 
 impl LayerPlan {
@@ -262,13 +293,13 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::OutOfRange`] or [`Error::Unreachable`] if the options or influences cannot be met, as
-    /// [`capped_softmax`] and [`round_widths`] say; [`Error::PlanField`] if the model itself is out of range or a curve
+    /// [`capped_softmax`], [`round_widths`] and [`round_ranks`] say; [`Error::PlanField`] if the model itself is out of range or a curve
     /// is not one of its layers, [`Error::Factorised`] if a map of it is a product.
     pub fn new(
         config: &ModelConfig,
         fingerprint: &str,
         influences: &[f64],
-        curves: Option<Vec<LayerCurves>>,
+        curves: Option<Curves>,
         options: &PlanOptions,
     ) -> Result<Self, Error> {
         check_dense(config)?;
@@ -277,13 +308,22 @@ impl Plan {
         if influences.len() != model.n_layers {
             return Err(Error::out_of_range("influences", format!("{} of them", model.n_layers), influences.len()));
         }
-        let (sparsities, widths) = spread(config, &model, influences, curves.as_deref(), options)?;
-        let mut curves = curves.map(Vec::into_iter);
-        let layers = widths.into_iter().zip(sparsities).zip(influences).enumerate();
-        let layers = layers.map(|(index, ((widths, sparsity), &block_influence))| {
+        let (of_modules, of_maps) = match curves {
+            Some(Curves::Modules(curves)) => (Some(curves), None),
+            Some(Curves::Maps(curves)) => (None, Some(curves)),
+            None => (None, None),
+        };
+        let (sparsities, sizes) = match methods.maps {
+            None => spread(config, &model, influences, of_modules.as_deref(), options)?,
+            Some(_) => spread_ranks(config, &model, influences, of_maps.as_deref(), options)?,
+        };
+        let (mut of_modules, mut of_maps) = (of_modules.map(Vec::into_iter), of_maps.map(Vec::into_iter));
+        let layers = sizes.into_iter().zip(sparsities).zip(influences).enumerate();
+        let layers = layers.map(|(index, (((widths, ranks), sparsity), &block_influence))| {
             let Widths { d_ff, d_qk, d_v } = widths;
-            let curves = curves.as_mut().and_then(Iterator::next);
-            LayerPlan { index, block_influence, sparsity, d_ff, d_qk, d_v, curves }
+            let curves = of_modules.as_mut().and_then(Iterator::next);
+            let map_curves = of_maps.as_mut().and_then(Iterator::next);
+            LayerPlan { index, block_influence, sparsity, d_ff, d_qk, d_v, ranks, curves, map_curves }
         });
         let mut plan = Self {
             version: Self::VERSION,
@@ -305,9 +345,15 @@ impl Plan {
         Ok(plan)
     }
 
-    /// The sum over layers and modules of the errors that the curves give at the planned widths; `None` without curves,
-    /// or where a width edited by hand is not on them.
+    /// The sum over layers and modules, or maps, of the errors that the curves give at the planned sizes; `None` without
+    /// curves, or where a size edited by hand is not on them.
     pub fn predicted_error(&self) -> Option<f64> {
+        if self.methods.maps.is_some() {
+            let curves: Vec<MapCurves> =
+                self.layers.iter().map(|layer| layer.map_curves.clone()).collect::<Option<_>>()?;
+            let ranks: Vec<FactorRanks> = self.layers.iter().map(|layer| layer.ranks).collect();
+            return Some(predicted_at_ranks(&curves, &ranks)).filter(|error| error.is_finite());
+        }
         let curves: Vec<LayerCurves> = self.layers.iter().map(|layer| layer.curves.clone()).collect::<Option<_>>()?;
         let widths: Vec<Widths> = self.layers.iter().map(LayerPlan::widths).collect();
         Some(predicted(&curves, &widths)).filter(|error| error.is_finite())
@@ -365,7 +411,7 @@ impl Plan {
     }
 
     fn computed_totals(&self) -> Totals {
-        let after = self.layers.iter().map(|layer| self.model.params(layer.widths())).sum();
+        let after = self.layers.iter().map(|layer| self.model.params_at(layer.widths(), &layer.ranks)).sum();
         Totals::new(self.model.block_params(), after)
     }
 
@@ -377,6 +423,7 @@ impl Plan {
             return Err(field_error("rounding", "multiples of at least 1", self.rounding));
         }
         self.model.check()?;
+        self.check_methods()?;
         if self.layers.len() != self.model.n_layers {
             return Err(field_error("layers", format!("{} layers", self.model.n_layers), self.layers.len()));
         }
@@ -389,13 +436,78 @@ impl Plan {
                 return Err(field_error(field, "a finite number", layer.block_influence));
             }
             check_field(&format!("layers[{place}].sparsity"), layer.sparsity)?;
-            self.model.check_widths(&format!("layers[{place}]"), layer.widths(), *dense)?;
-            if let Some(curves) = &layer.curves {
-                curves.check(&format!("layers[{place}].curves"), *dense)?;
-            }
+            self.check_sizes(layer, *dense)?;
         }
         Ok(())
     }
+
+    /// Whether methods, and the unit of their errors, go together.
+    fn check_methods(&self) -> Result<(), Error> {
+        let Methods { maps, prefix, .. } = self.methods;
+        let Some(metric) = maps else {
+            return match self.unit {
+                ErrorUnit::MapEnergy => Err(field_error("unit", "nats or residual-energy", self.unit)),
+                ErrorUnit::Nats | ErrorUnit::ResidualEnergy => Ok(()),
+            };
+        };
+        if prefix {
+            return Err(field_error("methods.prefix", "false, since `methods.maps` leaves modules alone", prefix));
+        }
+        if self.unit != metric.unit() {
+            return Err(field_error("unit", format!("{}, as `methods.maps` weighs errors", metric.unit()), self.unit));
+        }
+        match metric {
+            MapMetric::Asvd { alpha } if !(alpha.is_finite() && alpha >= 0.0) => {
+                Err(field_error("methods.maps.alpha", "a finite number of at least 0", alpha))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a layer has widths or ranks that it can have, `dense` being the present widths.
+    fn check_sizes(&self, layer: &LayerPlan, dense: Widths) -> Result<(), Error> {
+        let place = format!("layers[{}]", layer.index);
+        self.model.check_widths(&place, layer.widths(), dense)?;
+        if self.methods.maps.is_none() && !layer.ranks.is_dense() {
+            let expected = "none, since `methods.maps` is not given";
+            return Err(field_error(format!("{place}.ranks"), expected, "ranks"));
+        }
+        if self.methods.maps.is_some() && layer.widths() != dense {
+            let expected = format!("{dense}, since `methods.maps` leaves widths as they are");
+            return Err(field_error(place, expected, layer.widths()));
+        }
+        self.model.check_ranks(&place, dense, &layer.ranks)?;
+        if let Some(curves) = &layer.curves {
+            curves.check(&format!("{place}.curves"), dense)?;
+        }
+        layer.map_curves.iter().try_for_each(|c| self.model.check_map_curves(&format!("{place}.map_curves"), dense, c))
+    }
+}
+
+/// What becomes of a layer: its widths, and the ranks of its maps.
+type Sizes = (Widths, FactorRanks);
+
+/// The share that each layer is asked for, and the ranks that come of it.
+fn spread_ranks(
+    config: &ModelConfig,
+    model: &ModelSummary,
+    influences: &[f64],
+    curves: Option<&[MapCurves]>,
+    options: &PlanOptions,
+) -> Result<(Vec<f64>, Vec<Sizes>), Error> {
+    let params = layer_params(model);
+    let widths = || model.widths.iter().copied();
+    if let Some(sparsities) = sparsities(influences, &params, options)? {
+        let ranks = round_ranks(config, &sparsities, options.rounding)?;
+        return Ok((sparsities, widths().zip(ranks).collect()));
+    }
+    let curves = all_curves(curves, model)?;
+    for (index, (curves, widths)) in curves.iter().zip(&model.widths).enumerate() {
+        model.check_map_curves(&format!("layers[{index}].map_curves"), *widths, curves)?;
+    }
+    let sizes: Vec<Sizes> = widths().zip(allocate_ranks(model, curves, options.sparsity)?).collect();
+    let share = |(sizes, &before): (&Sizes, &u64)| 1.0 - model.params_at(sizes.0, &sizes.1) as f64 / before as f64;
+    Ok((sizes.iter().zip(&params).map(share).collect(), sizes))
 }
 
 /// The share that each layer is asked for, and the widths that come of it.
@@ -405,32 +517,42 @@ fn spread(
     influences: &[f64],
     curves: Option<&[LayerCurves]>,
     options: &PlanOptions,
-) -> Result<(Vec<f64>, Vec<Widths>), Error> {
+) -> Result<(Vec<f64>, Vec<Sizes>), Error> {
     let params = layer_params(model);
-    let sparsities = match options.allocation {
+    let dense = |widths: Vec<Widths>| widths.into_iter().map(|widths| (widths, FactorRanks::default())).collect();
+    if let Some(sparsities) = sparsities(influences, &params, options)? {
+        let widths = round_widths(config, &sparsities, options.rounding)?;
+        return Ok((sparsities, dense(widths)));
+    }
+    let curves = all_curves(curves, model)?;
+    for (index, (curves, widths)) in curves.iter().zip(&model.widths).enumerate() {
+        curves.check(&format!("layers[{index}].curves"), *widths)?;
+        if curves.unit != options.unit {
+            return Err(field_error(format!("layers[{index}].curves.unit"), options.unit, curves.unit));
+        }
+    }
+    let widths = allocate(model, curves, options.sparsity)?;
+    let share = |(after, &before): (&Widths, &u64)| 1.0 - model.params(*after) as f64 / before as f64;
+    Ok((widths.iter().zip(&params).map(share).collect(), dense(widths)))
+}
+
+/// The share that each layer is asked for, before anything is known of errors; `None` where these decide.
+fn sparsities(influences: &[f64], params: &[u64], options: &PlanOptions) -> Result<Option<Vec<f64>>, Error> {
+    match options.allocation {
         Allocation::BlockInfluence { epsilon, cap } => {
-            capped_softmax(influences, &params, options.sparsity, epsilon, cap)?
+            capped_softmax(influences, params, options.sparsity, epsilon, cap).map(Some)
         }
-        Allocation::Uniform {} => uniform(params.len(), options.sparsity)?,
-        Allocation::ErrorCurves { .. } => {
-            check_sparsity("sparsity", options.sparsity)?;
-            let curves = curves.filter(|curves| curves.len() == model.n_layers);
-            let curves = curves.ok_or_else(|| {
-                Error::out_of_range("error curves", format!("those of {} layers", model.n_layers), "not all of them")
-            })?;
-            for (index, (curves, widths)) in curves.iter().zip(&model.widths).enumerate() {
-                curves.check(&format!("layers[{index}].curves"), *widths)?;
-                if curves.unit != options.unit {
-                    return Err(field_error(format!("layers[{index}].curves.unit"), options.unit, curves.unit));
-                }
-            }
-            let widths = allocate(model, curves, options.sparsity)?;
-            let share = |(after, &before): (&Widths, &u64)| 1.0 - model.params(*after) as f64 / before as f64;
-            return Ok((widths.iter().zip(&params).map(share).collect(), widths));
-        }
-    };
-    let widths = round_widths(config, &sparsities, options.rounding)?;
-    Ok((sparsities, widths))
+        Allocation::Uniform {} => uniform(params.len(), options.sparsity).map(Some),
+        Allocation::ErrorCurves { .. } => check_sparsity("sparsity", options.sparsity).map(|()| None),
+    }
+}
+
+/// # Errors
+/// [`Error::OutOfRange`] unless there are curves of every layer.
+fn all_curves<'a, T>(curves: Option<&'a [T]>, model: &ModelSummary) -> Result<&'a [T], Error> {
+    curves.filter(|curves| curves.len() == model.n_layers).ok_or_else(|| {
+        Error::out_of_range("error curves", format!("those of {} layers", model.n_layers), "not all of them")
+    })
 }
 
 fn check_field(field: &str, sparsity: f64) -> Result<(), Error> {

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ModelSummary, Totals, Widths};
+use modegpt_architecture::FactorRanks;
+
+use crate::{MapReport, ModelSummary, Totals, Widths};
 
 /// What happened to one module of a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -11,7 +13,8 @@ pub struct ModuleReport {
     /// It is that of the decomposition: a refit on the compressed prefix comes after.
     ///
     /// Of the MLP: of its output. Of query and key: of the products of all queries with all keys, before rotation and
-    /// softmax. Of value and output: of the values through the output maps, head by head.
+    /// softmax. Of value and output: of the values through the output maps, head by head. Of maps that became products each
+    /// by itself: of these together, in the metric of the method.
     pub relative_error: f64,
     /// Estimated condition of the matrix that was factorised; `None` if none was, or if it is not finite.
     pub condition: Option<f64>,
@@ -41,7 +44,7 @@ impl ModuleReport {
 }
 
 /// What happened to one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
     /// Index of the layer, from 0.
     pub index: usize,
@@ -57,6 +60,16 @@ pub struct LayerReport {
     pub query_key: ModuleReport,
     /// Value and output maps.
     pub value_output: ModuleReport,
+    /// Every map, where maps became products; empty where modules were compressed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub maps: Vec<MapReport>,
+}
+
+impl LayerReport {
+    /// The ranks of the maps that became products.
+    pub fn ranks(&self) -> FactorRanks {
+        FactorRanks::from_fn(|name| self.maps.iter().find(|map| map.name == name)?.rank)
+    }
 }
 
 /// What happened to the model.
@@ -78,11 +91,12 @@ impl Report {
 
     /// Joins the reports on the layers of `model`, as it was before.
     pub fn new(model: &ModelSummary, layers: Vec<LayerReport>) -> Self {
-        let sum = |widths: fn(&LayerReport) -> Widths| layers.iter().map(|layer| model.params(widths(layer))).sum();
+        let before = layers.iter().map(|layer| model.params(layer.before)).sum();
+        let after = layers.iter().map(|layer| model.params_at(layer.after, &layer.ranks())).sum();
         let modules = layers.iter().flat_map(|layer| [layer.mlp, layer.query_key, layer.value_output]);
         Self {
             version: Self::VERSION,
-            totals: Totals::new(sum(|layer| layer.before), sum(|layer| layer.after)),
+            totals: Totals::new(before, after),
             fallbacks: modules.map(|module| module.fallbacks).sum(),
             layers,
         }
@@ -108,6 +122,7 @@ mod tests {
             mlp: module,
             query_key: ModuleReport::unchanged(),
             value_output: module.with_condition(f64::INFINITY),
+            maps: Vec::new(),
         };
         let report = Report::new(&model, vec![layer(0, before), layer(1, after)]);
         assert!((report.totals.sparsity - 0.25).abs() < 1e-15);

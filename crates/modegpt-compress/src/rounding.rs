@@ -22,20 +22,29 @@ pub struct Rounding {
     pub ff: usize,
     /// Head widths come in multiples of this, at least 1. With rotary positions an odd one is doubled for `d_qk`.
     pub head: usize,
+    /// Ranks of maps that become products come in multiples of this, at least 1.
+    #[serde(default = "usual_rank")]
+    pub rank: usize,
+}
+
+/// What kernels like.
+fn usual_rank() -> usize {
+    8
 }
 
 impl Rounding {
     /// Multiples of 64 and 8 for models of real size. Narrower models get finer steps: the largest power of two that is
-    /// at most `d_ff / 24` and `d_head / 8`, the latter at least 2 where positions are rotary.
+    /// at most `d_ff / 24` and `d_head / 8`, the latter at least 2 where positions are rotary, and for ranks `d_model / 24`.
     pub fn default_for(config: &ModelConfig) -> Self {
         let d_ff = config.layers.iter().map(|shape| shape.d_ff).min().unwrap_or(1);
         let head = power_of_two_up_to(config.d_head / 8, 8);
         let head = if config.is_rotary() { head.max(2) } else { head };
-        Self { ff: power_of_two_up_to(d_ff / 24, 64), head }
+        let rank = power_of_two_up_to(config.d_model / 24, usual_rank());
+        Self { ff: power_of_two_up_to(d_ff / 24, 64), head, rank }
     }
 
     pub(crate) fn check(self) -> Result<(), Error> {
-        if self.ff == 0 || self.head == 0 {
+        if self.ff == 0 || self.head == 0 || self.rank == 0 {
             return Err(Error::out_of_range("rounding", "multiples of at least 1", self.to_string()));
         }
         Ok(())
@@ -44,7 +53,7 @@ impl Rounding {
 
 impl fmt::Display for Rounding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} for d_ff and {} for heads", self.ff, self.head)
+        write!(f, "{} for d_ff, {} for heads and {} for ranks", self.ff, self.head, self.rank)
     }
 }
 

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Layer, LayerCurves, Methods, Ridges, WidthGrid, check,
-    method::{mlp, query_key, value_output},
+    Error, Layer, LayerCurves, MapCurves, MapMetric, Methods, Ridges, WidthGrid, check,
+    method::{maps, mlp, query_key, value_output},
 };
 
 /// In which order things go: found once, it serves every width.
@@ -42,4 +42,15 @@ pub fn survey_layer(
     let (d_qk, pairs) = query_key::curve(layer, &grid.d_qk, methods, ridges)?;
     let d_v = value_output::curve(layer, &grid.d_v, methods, ridges)?;
     Ok(LayerSurvey { curves: LayerCurves { unit: layer.unit(), d_ff, d_qk, d_v }, orders: Orders { units, pairs } })
+}
+
+/// Decomposes every map of a layer in a metric and tells its errors at all ranks that are multiples of `multiple`, make it
+/// smaller, and leave more than `1 - cap` of its weights: in nats a token for [`MapMetric::Fwsvd`], else as shares of what
+/// the map carries in the metric.
+///
+/// # Errors
+/// Those of [`compress_layer`](crate::compress_layer).
+pub fn survey_maps(layer: &Layer<'_>, multiple: usize, cap: f64, metric: MapMetric) -> Result<MapCurves, Error> {
+    check::layer(layer)?;
+    maps::curves(layer, multiple, cap, metric)
 }

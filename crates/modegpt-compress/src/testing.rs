@@ -2,11 +2,11 @@
 
 use faer::{Mat, MatRef};
 use modegpt_architecture::{
-    Activation, Family, LayerShape, LayerWeights, Linear, Matrix, MlpKind, ModelConfig, Norm, NormPlacement,
-    NormWeights, Positions, SpecialTokens,
+    Activation, FactorRanks, Family, LayerShape, LayerWeights, Linear, Matrix, MlpKind, ModelConfig, Norm,
+    NormPlacement, NormWeights, Positions, SpecialTokens,
 };
 use modegpt_linalg::Gram;
-use modegpt_statistics::LayerStatistics;
+use modegpt_statistics::{InputGrams, LayerStatistics};
 
 use crate::{Layer, LayerPlan, matrices::widen};
 
@@ -170,6 +170,19 @@ pub(crate) fn statistics(config: &ModelConfig, weights: &LayerWeights, x: MatRef
     }
 }
 
+/// As [`statistics`], with the inputs of whole maps and what attention delivers if every token attended to itself alone.
+pub(crate) fn whole_statistics(config: &ModelConfig, weights: &LayerWeights, x: MatRef<'_, f64>) -> LayerStatistics {
+    let values = forward(&weights.value, x, false);
+    let d_v = values.ncols() / config.n_kv_heads;
+    let head = |head: usize| values.subcols(head / config.group_size() * d_v, d_v);
+    let delivered = Mat::from_fn(x.nrows(), config.n_heads * d_v, |row, col| head(col / d_v)[(row, col % d_v)]);
+    LayerStatistics {
+        attention_output: (0..config.n_heads).map(|index| gram_of(head(index))).collect(),
+        inputs: Some(InputGrams { attention: gram_of(x), output: gram_of(delivered.as_ref()), mlp: gram_of(x) }),
+        ..statistics(config, weights, x)
+    }
+}
+
 /// The input of the down map.
 pub(crate) fn hidden(weights: &LayerWeights, x: MatRef<'_, f64>) -> Mat<f64> {
     let up = forward(&weights.up, x, true);
@@ -221,7 +234,8 @@ pub(crate) fn gram_of(rows: MatRef<'_, f64>) -> Gram {
 }
 
 pub(crate) fn plan(d_ff: usize, d_qk: usize, d_v: usize) -> LayerPlan {
-    LayerPlan { index: 0, block_influence: 0.25, sparsity: 0.0, d_ff, d_qk, d_v, curves: None }
+    let ranks = FactorRanks::default();
+    LayerPlan { index: 0, block_influence: 0.25, sparsity: 0.0, d_ff, d_qk, d_v, ranks, curves: None, map_curves: None }
 }
 
 /// Fails unless the largest difference is at most `tolerance` times the largest expected element.

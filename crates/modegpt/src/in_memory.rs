@@ -11,13 +11,14 @@ use modegpt_architecture::{DType, WeightError, WeightProvider};
 use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer};
 use modegpt_checkpoint::{LoadError, SaveError, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    ErrorUnit, Layer, LayerCurves, LayerReport, Methods, Mode, ModelSummary, Orders, Plan, Report, Ridges, Rounding,
-    Target, compress_layer, survey_layer,
+    Curves, ErrorUnit, Layer, LayerReport, Methods, Mode, ModelSummary, Orders, Plan, Report, Ridges, Rounding, Target,
+    compress_layer,
 };
 use modegpt_model::{Compute, ComputeError, ResidualStream};
 use modegpt_statistics::LayerStatistics;
 use serde::Deserialize;
 
+use crate::plan_request::Survey;
 use crate::{AllocationChoice, Calibration, Model, PlanRequest, Reporter, hf_folder, plan_request};
 
 /// Why a stage stopped.
@@ -149,23 +150,20 @@ pub fn curves(
     statistics: &[LayerStatistics],
     request: &PlanRequest,
     reporter: &dyn Reporter,
-) -> Result<Option<Vec<LayerCurves>>, InMemoryError> {
+) -> Result<Option<Curves>, InMemoryError> {
     check_layers(model, statistics)?;
     check_needs(request.unit, request.methods)?;
     if request.allocation != AllocationChoice::ErrorCurves {
         return Ok(None);
     }
-    let mut curves = Vec::with_capacity(statistics.len());
+    let mut surveys = Vec::with_capacity(statistics.len());
     reporter.begin("survey", statistics.len() as u64);
     for index in 0..statistics.len() {
-        let grid = request.width_grid(model.config(), index);
-        let survey =
-            with_layer(model, statistics, index, |layer| survey_layer(layer, &grid, request.methods, request.ridges))?;
-        curves.push(survey.curves);
+        surveys.push(with_layer(model, statistics, index, |layer| request.survey(layer))?);
         reporter.advance(index as u64 + 1);
     }
     reporter.end();
-    Ok(Some(curves))
+    Ok(Some(Survey::join(surveys).0))
 }
 
 /// Makes a plan from what was observed and, where the allocation asks for them, the layers' error [`curves`].
@@ -176,7 +174,7 @@ pub fn curves(
 pub fn plan(
     model: &Model,
     statistics: &[LayerStatistics],
-    curves: Option<Vec<LayerCurves>>,
+    curves: Option<Curves>,
     request: &PlanRequest,
 ) -> Result<Plan, InMemoryError> {
     check_layers(model, statistics)?;
@@ -226,7 +224,7 @@ pub fn compress(
             compress_layer(layer, layer_plan, plan.methods, plan.ridges, &Orders::default())
         })?;
         let mut shard = Vec::new();
-        write_layer(config, index, &layer.shape, &layer.weights.into(), dtype, &mut shard)?;
+        write_layer(config, index, &layer.shape, &layer.weights, dtype, &mut shard)?;
         files.insert(shard_name(index + 1, n_layers), shard);
         progress(&layer.report);
         compressed_config.layers[index] = layer.shape;
@@ -265,7 +263,7 @@ fn check_needs(unit: ErrorUnit, methods: Methods) -> Result<(), InMemoryError> {
     match (unit, methods.prefix) {
         (ErrorUnit::Nats, _) => Err(InMemoryError::NotInMemory("weighing errors with gradients")),
         (_, true) => Err(InMemoryError::NotInMemory("a refit on the compressed prefix")),
-        (ErrorUnit::ResidualEnergy, false) => Ok(()),
+        (ErrorUnit::ResidualEnergy | ErrorUnit::MapEnergy, false) => Ok(()),
     }
 }
 

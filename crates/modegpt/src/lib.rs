@@ -32,7 +32,7 @@ pub use multiple_choice::{Answer, EncodedTask, TaskProtocol, TaskScore, answer_t
 pub use plan_request::{AllocationChoice, PlanRequest, prefix_pays};
 pub use reporter::{Reporter, Silent};
 pub use spectra::{Spectrum, weight_spectra};
-pub use text::{Calibration, CalibrationOptions, CorpusOptions, read_corpus};
+pub use text::{Calibration, CalibrationOptions, CorpusOptions, LabelledSamples, read_corpus};
 pub use write::{WriteError, Written, write};
 
 pub use modegpt_architecture as architecture;

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use modegpt_architecture::{DType, ModelConfig, NormPlacement};
+use modegpt_architecture::{DType, MapShape, ModelConfig, NormPlacement};
 use modegpt_calibration::Collect;
 use modegpt_compress::{
-    Allocation, Error, ErrorUnit, LayerCurves, Methods, Mode, ModelSize, Plan, PlanOptions, QueryKeyMethod, Ridges,
-    Rounding, Target, WidthGrid, Widths,
+    Allocation, Curves, Error, ErrorUnit, Layer, LayerSurvey, MapCurves, MapMetric, Methods, Mode, ModelSize, Orders,
+    Plan, PlanOptions, QueryKeyMethod, RankCurve, Ridges, Rounding, Target, WidthGrid, Widths, rank_grid, survey_layer,
+    survey_maps,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Calibration, Model};
 
@@ -63,33 +64,98 @@ impl PlanRequest {
         let allocation = match mode {
             Mode::Paper => AllocationChoice::Paper,
             Mode::Best => AllocationChoice::ErrorCurves,
+            Mode::Svd | Mode::Fwsvd | Mode::Asvd | Mode::SvdLlm | Mode::Sliced => AllocationChoice::Uniform,
         };
-        let (methods, unit) = (mode.methods(), ErrorUnit::ResidualEnergy);
+        let methods = mode.methods();
+        let unit = methods.maps.map_or(ErrorUnit::ResidualEnergy, MapMetric::unit);
         Self { target, mode, methods, unit, allocation, rounding: None, ridges: Ridges::default() }
     }
 
     /// What calibration has to collect for it.
     pub fn collect(&self) -> Collect {
-        let needs_logits = self.methods.query_key == QueryKeyMethod::Refit;
-        Collect { logits: needs_logits || self.allocation == AllocationChoice::ErrorCurves, inputs: false }
+        let of_modules = self.methods.maps.is_none() && self.allocation == AllocationChoice::ErrorCurves;
+        let logits = of_modules || self.methods.query_key == QueryKeyMethod::Refit;
+        Collect { logits, inputs: self.methods.needs_inputs() }
     }
 
-    /// Whether anything is decided by errors, so that it matters what they are weighed with.
+    /// Whether anything is decided by errors that could be weighed with gradients or without.
     pub fn weighs_errors(&self) -> bool {
+        if self.methods.maps.is_some() {
+            return self.methods.weigh_errors();
+        }
         self.allocation == AllocationChoice::ErrorCurves || self.methods.weigh_errors()
+    }
+
+    fn rounding(&self, config: &ModelConfig) -> Rounding {
+        self.rounding.unwrap_or_else(|| Rounding::default_for(config))
+    }
+
+    /// What a layer loses at every size that it can take, and in which order things go.
+    ///
+    /// # Errors
+    /// Those of [`survey_layer`] and [`survey_maps`].
+    pub(crate) fn survey(&self, layer: &Layer<'_>) -> Result<Survey, Error> {
+        if let Some(metric) = self.methods.maps {
+            let multiple = self.rounding(layer.config).rank;
+            return survey_maps(layer, multiple, Allocation::DEFAULT_CAP, metric).map(Survey::Maps);
+        }
+        let grid = self.width_grid(layer.config, layer.index);
+        survey_layer(layer, &grid, self.methods, self.ridges).map(Survey::Modules)
+    }
+
+    /// Curves that are zero everywhere: enough to find out which sizes can be reached.
+    pub(crate) fn free_curves(&self, config: &ModelConfig) -> Curves {
+        if self.methods.maps.is_none() {
+            let free = |layer| self.width_grid(config, layer).free(self.unit);
+            return Curves::Modules((0..config.layers.len()).map(free).collect());
+        }
+        let multiple = self.rounding(config).rank;
+        let free = |map: MapShape| {
+            let ranks = rank_grid(&map, multiple, Allocation::DEFAULT_CAP);
+            (!ranks.is_empty()).then(|| (map.name, RankCurve { errors: vec![0.0; ranks.len()], ranks }))
+        };
+        Curves::Maps(config.layers.iter().map(|shape| config.map_shapes(shape).filter_map(free).collect()).collect())
     }
 
     /// This request, and others that may serve the same wish better: errors weighed without gradients, which tell of small
     /// errors only.
     pub fn alternatives(&self) -> Vec<Self> {
+        if self.methods.maps.is_some() {
+            return vec![*self];
+        }
         let without = Self { unit: ErrorUnit::ResidualEnergy, ..*self };
         if self.unit == ErrorUnit::Nats { vec![*self, without] } else { vec![*self] }
     }
 
     /// The widths that errors of a layer are asked for.
-    pub(crate) fn width_grid(&self, config: &ModelConfig, layer: usize) -> WidthGrid {
-        let rounding = self.rounding.unwrap_or_else(|| Rounding::default_for(config));
+    fn width_grid(&self, config: &ModelConfig, layer: usize) -> WidthGrid {
+        let rounding = self.rounding(config);
         WidthGrid::new(Widths::from(&config.layers[layer]), config.is_rotary(), rounding, Allocation::DEFAULT_CAP)
+    }
+}
+
+/// What one layer offers.
+#[derive(Serialize, Deserialize)]
+pub(crate) enum Survey {
+    Modules(LayerSurvey),
+    Maps(MapCurves),
+}
+
+impl Survey {
+    /// What all layers offer, and the orders in which things go in each; no orders where there are none.
+    pub(crate) fn join(surveys: Vec<Self>) -> (Curves, Vec<Orders>) {
+        let (mut of_modules, mut of_maps, mut orders) = (Vec::new(), Vec::new(), Vec::new());
+        for survey in surveys {
+            match survey {
+                Self::Maps(curves) => of_maps.push(curves),
+                Self::Modules(survey) => {
+                    of_modules.push(survey.curves);
+                    orders.push(survey.orders);
+                }
+            }
+        }
+        let curves = if of_maps.is_empty() { Curves::Modules(of_modules) } else { Curves::Maps(of_maps) };
+        (curves, orders)
     }
 }
 
@@ -113,7 +179,7 @@ pub fn prefix_pays(config: &ModelConfig, calibration: &Calibration) -> bool {
 pub(crate) fn make_plan(
     model: &Model,
     influences: &[f64],
-    curves: Option<Vec<LayerCurves>>,
+    curves: Option<Curves>,
     request: &PlanRequest,
     dtype: DType,
 ) -> Result<Plan, Error> {
@@ -125,8 +191,8 @@ pub(crate) fn make_plan(
         AllocationChoice::Uniform => Allocation::Uniform {},
         AllocationChoice::ErrorCurves => Allocation::ErrorCurves { cap: Allocation::DEFAULT_CAP },
     };
-    let &PlanRequest { mode, methods, unit, rounding, ridges, .. } = request;
-    let rounding = rounding.unwrap_or_else(|| Rounding::default_for(config));
+    let &PlanRequest { mode, methods, unit, ridges, .. } = request;
+    let rounding = request.rounding(config);
     let options = PlanOptions { sparsity, mode, methods, unit, allocation, rounding, ridges };
     Plan::new(config, model.fingerprint(), influences, curves, &options)
 }

@@ -1,6 +1,9 @@
 //! Calibration text as tokens.
 
-use modegpt_text::{BosPolicy, Corpus, Strategy, TextError, TextJoin, Windows, check_vocabulary, token_hash, windows};
+use modegpt_text::{
+    BosPolicy, Corpus, LabelledText, LabelledWindows, Strategy, TextError, TextJoin, Windows, check_vocabulary,
+    token_hash, windows,
+};
 
 use crate::Model;
 
@@ -68,6 +71,29 @@ impl Calibration {
         let windows = windows(tokens, n_samples, seq_len, seed, strategy)?;
         let token_hash = token_hash(&windows.ids);
         Ok(Self { windows, token_hash })
+    }
+}
+
+/// Labelled samples, of which only the completions count.
+#[derive(Clone, Debug)]
+pub struct LabelledSamples {
+    /// The samples.
+    pub samples: Calibration,
+    /// Which of their tokens are of a completion.
+    pub counted: Vec<bool>,
+}
+
+impl LabelledSamples {
+    /// The examples of a text, or as many of them as `most_tokens` tokens take, spread over all.
+    ///
+    /// # Errors
+    /// As [`LabelledText::encode`].
+    pub fn encode(model: &Model, text: &LabelledText, most_tokens: Option<usize>) -> Result<Self, TextError> {
+        let config = model.config();
+        let LabelledWindows { windows, counted } =
+            text.encode(&model.tokenizer, config.vocab, config.max_positions, most_tokens)?;
+        let token_hash = token_hash(&windows.ids);
+        Ok(Self { samples: Calibration { windows, token_hash }, counted })
     }
 }
 

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use js_sys::Function;
 use modegpt::architecture::{self, Matrix, WeightProvider};
 use modegpt::calibration::Collect;
-use modegpt::compress::{LayerCurves, Methods, Plan, Report, Ridges, Rounding};
+use modegpt::compress::{Curves, Methods, Plan, Report, Ridges, Rounding};
 use modegpt::evaluation::SamplerOptions;
 use modegpt::in_memory::{self, Observation, SparsityRequest};
 use modegpt::statistics::LayerStatistics;
@@ -32,7 +32,7 @@ pub struct Statistics {
     calibration: Calibration,
     layers: Vec<LayerStatistics>,
     /// Error curves do not depend on the sparsity: those made last, and what for.
-    curves: RefCell<Option<(CurvesKey, Vec<LayerCurves>)>>,
+    curves: RefCell<Option<(CurvesKey, Curves)>>,
 }
 
 type CurvesKey = (Methods, Option<Rounding>, Ridges);

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use modegpt::Model;
-use modegpt::architecture::{LayerShape, ModelConfig, WeightProvider};
+use modegpt::architecture::{FactorRanks, LayerShape, ModelConfig, WeightProvider};
 use modegpt::calibration::{ActivationGram, Collect, Observing, observe_layer, pass_layer};
 use modegpt::compress::{Layer, LayerPlan, Methods, Orders, Ridges, compress_layer};
 use modegpt::model_runtime::{Block, Compute, Decoder, Head, ResidualStream};
@@ -168,7 +168,9 @@ pub(super) fn decompositions(work: &Workload<'_>, statistics: &LayerStatistics) 
         d_ff,
         d_qk,
         d_v,
+        ranks: FactorRanks::default(),
         curves: None,
+        map_curves: None,
     };
     let mlp = plan(d_ff, shape.d_qk, shape.d_v);
     let query_key = plan(shape.d_ff, d_qk, shape.d_v);

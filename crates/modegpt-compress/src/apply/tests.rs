@@ -1,7 +1,7 @@
 //! Whole layers: what must not change, what must be refused, and how the parts come together.
 
 use faer::Mat;
-use modegpt_architecture::ModelConfig;
+use modegpt_architecture::{Matrix, ModelConfig};
 use modegpt_linalg::Gram;
 use modegpt_statistics::LayerStatistics;
 
@@ -13,8 +13,10 @@ fn models() -> [TinyModel; 4] {
     [TinyModel::opt(), TinyModel::llama(), TinyModel::default(), shared_with_bias]
 }
 
-fn by_paper(layer: &Layer<'_>, plan: &LayerPlan) -> Result<CompressedLayer, Error> {
-    compress_layer(layer, plan, Methods::PAPER, Ridges::default(), &Orders::default())
+fn by_paper(layer: &Layer<'_>, plan: &LayerPlan) -> Result<CompressedLayer<Matrix>, Error> {
+    let compressed = compress_layer(layer, plan, Methods::PAPER, Ridges::default(), &Orders::default())?;
+    let CompressedLayer { weights, shape, report } = compressed;
+    Ok(CompressedLayer { weights: weights.into_dense().expect("modules stay dense"), shape, report })
 }
 
 struct Sample {
@@ -31,12 +33,12 @@ impl Sample {
         Self { config, weights, statistics, x }
     }
 
-    fn compress(&self, plan: &LayerPlan) -> Result<CompressedLayer, Error> {
+    fn compress(&self, plan: &LayerPlan) -> Result<CompressedLayer<Matrix>, Error> {
         let Self { config, weights, statistics, .. } = self;
         by_paper(&crate::testing::layer(0, config, weights, statistics), plan)
     }
 
-    fn compressed(&self, plan: &LayerPlan) -> CompressedLayer {
+    fn compressed(&self, plan: &LayerPlan) -> CompressedLayer<Matrix> {
         self.compress(plan).expect("a good layer and a good plan")
     }
 

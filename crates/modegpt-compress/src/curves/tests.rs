@@ -15,7 +15,7 @@ fn random_curves(random: &mut Random, model: &ModelSummary) -> Vec<LayerCurves> 
         errors.reverse();
         ErrorCurve { widths, errors }
     };
-    let rounding = Rounding { ff: 4, head: 2 };
+    let rounding = Rounding { ff: 4, head: 2, rank: 8 };
     let layer = |widths: &Widths| {
         let grid = WidthGrid::new(*widths, model.rotary, rounding, 0.9);
         let unit = ErrorUnit::Nats;
@@ -37,14 +37,14 @@ fn removed(model: &ModelSummary, widths: &[Widths]) -> f64 {
 fn hull_keeps_the_corners_only() {
     // Seen from the present width 5: to 4 costs 1, to 3 costs 1.5 in all, to 2 costs 4, to 1 costs 5.
     let curve = curve(&[1, 2, 3, 4, 5], &[5.0, 4.0, 1.5, 1.0, 0.0]);
-    assert_eq!(curve.hull(), [4, 2, 0]);
-    assert_eq!(self::curve(&[1, 2, 3, 4], &[4.0, 2.0, 1.0, 0.0]).hull(), [3, 2, 1, 0]);
+    assert_eq!(curve.offer(1).hull(), [4, 2, 0]);
+    assert_eq!(self::curve(&[1, 2, 3, 4], &[4.0, 2.0, 1.0, 0.0]).offer(1).hull(), [3, 2, 1, 0]);
 }
 
 #[test]
 fn grid_reaches_from_the_cap_to_the_present_width() {
     let present = Widths { d_ff: 100, d_qk: 14, d_v: 7 };
-    let grid = WidthGrid::new(present, true, Rounding { ff: 16, head: 3 }, 0.7);
+    let grid = WidthGrid::new(present, true, Rounding { ff: 16, head: 3, rank: 8 }, 0.7);
     assert_eq!(grid, WidthGrid { d_ff: vec![32, 48, 64, 80, 96, 100], d_qk: vec![6, 12, 14], d_v: vec![3, 6, 7] });
 }
 

@@ -13,15 +13,16 @@
 //! ([`eliminate_units`]); and where the down map has a bias, it is refitted too ([`nystrom_affine`]).
 
 use faer::{Mat, MatRef};
-use modegpt_architecture::{LayerWeights, Linear};
+use modegpt_architecture::{LayerWeights, Linear, Matrix};
 use modegpt_linalg::{
     Elimination, EliminationOptions, Gram, Nystrom, centred_gram, eliminate_units, nystrom, nystrom_affine,
-    reference::symmetric_root, ridge_leverage, select_by_leverage,
+    reference::symmetric_root, ridge_leverage, select_by_leverage, top_k,
 };
 
 use crate::{
     Error, ErrorCurve, Layer, Methods, MlpMethod, Module, ModuleReport, Ridges,
     matrices::{select_outputs, widen},
+    method::slice::Score,
 };
 
 const PLACE: Module = Module::Mlp;
@@ -51,13 +52,17 @@ pub(crate) fn compress(
     if d_ff == gram.dim() {
         return Ok(Mlp { gate: gate.clone(), up: up.clone(), down: down.clone(), report: ModuleReport::unchanged() });
     }
+    if let Some(score) = methods.mlp.score() {
+        let kept = top_k(&score.of_units(layer)?, d_ff);
+        return Ok(sliced(layer, &kept));
+    }
     let (kept, attempts) = match (methods.mlp, order) {
         (MlpMethod::Leverage, _) => {
             let leverage = ridge_leverage(gram, ridges.leverage).map_err(|error| place.numerics(error))?;
             (select_by_leverage(&leverage, gram, d_ff), leverage.jitter.attempts)
         }
         (MlpMethod::Elimination, Some(order)) => (outlive(gram.dim(), order, d_ff), 0),
-        (MlpMethod::Elimination, None) => {
+        _ => {
             let elimination = eliminate(layer, d_ff, methods, ridges)?;
             (elimination.kept(d_ff), elimination.jitter.attempts)
         }
@@ -87,6 +92,8 @@ pub(crate) fn curve(
             (widths.iter().map(|&width| elimination.error(width)).collect(), Some(elimination.order))
         }
         MlpMethod::Leverage => (leverage_errors(layer, widths, methods, ridges)?, None),
+        MlpMethod::Magnitude => (errors_of_slices(layer, widths, Score::Magnitude)?, None),
+        MlpMethod::Wanda => (errors_of_slices(layer, widths, Score::Wanda)?, None),
     };
     let errors: Vec<f64> = errors;
     let n_tokens = layer.statistics.n_tokens;
@@ -99,12 +106,7 @@ fn leverage_errors(layer: &Layer<'_>, widths: &[usize], methods: Methods, ridges
     let place = PLACE.of(layer);
     let gram = &layer.statistics.mlp;
     let leverage = ridge_leverage(gram, ridges.leverage).map_err(|error| place.numerics(error))?;
-    // The error in a metric M is that of the down map times a root of M.
-    let down = widen(&layer.weights.down.weight);
-    let down = match layer.mlp_metric() {
-        Some(metric) => down * symmetric_root(metric.to_mat().as_ref()).map_err(|error| place.numerics(error))?,
-        None => down,
-    };
+    let down = down_in_metric(layer)?;
     let error = |&width: &usize| {
         if width == gram.dim() {
             return Ok(0.0);
@@ -113,6 +115,44 @@ fn leverage_errors(layer: &Layer<'_>, widths: &[usize], methods: Methods, ridges
         Ok(refit(layer, &kept, down.as_ref(), methods, ridges)?.0.error)
     };
     widths.iter().map(error).collect()
+}
+
+/// The down map, of which errors in the metric of the layer are plain ones: times a root of that metric.
+fn down_in_metric(layer: &Layer<'_>) -> Result<Mat<f64>, Error> {
+    let down = widen(&layer.weights.down.weight);
+    let Some(metric) = layer.mlp_metric() else { return Ok(down) };
+    Ok(down * symmetric_root(metric.to_mat().as_ref()).map_err(|error| PLACE.of(layer).numerics(error))?)
+}
+
+/// The MLP with the units `kept`, as they are.
+fn sliced(layer: &Layer<'_>, kept: &[usize]) -> Mlp {
+    let LayerWeights { gate, up, down, .. } = layer.weights;
+    let gram = &layer.statistics.mlp;
+    let weight = widen(&down.weight);
+    let error = energy(gram, without_rows(weight.as_ref(), kept).as_ref());
+    let rows: Vec<f32> = kept.iter().flat_map(|&unit| down.weight.row(unit)).copied().collect();
+    Mlp {
+        gate: gate.as_ref().map(|gate| select_outputs(gate, kept)),
+        up: select_outputs(up, kept),
+        down: Linear { weight: Matrix::new(kept.len(), down.weight.cols, rows), bias: down.bias.clone() },
+        report: ModuleReport::new(error, energy(gram, weight.as_ref())),
+    }
+}
+
+/// Errors at each of `widths` if units are kept by score and nothing is refitted.
+fn errors_of_slices(layer: &Layer<'_>, widths: &[usize], score: Score) -> Result<Vec<f64>, Error> {
+    let (scores, down) = (score.of_units(layer)?, down_in_metric(layer)?);
+    let lost = |&width: &usize| without_rows(down.as_ref(), &top_k(&scores, width));
+    Ok(widths.iter().map(|width| energy(&layer.statistics.mlp, lost(width).as_ref())).collect())
+}
+
+/// The matrix with zeros in these rows.
+fn without_rows(matrix: MatRef<'_, f64>, rows: &[usize]) -> Mat<f64> {
+    let mut rest = matrix.to_owned();
+    for &row in rows {
+        rest.row_mut(row).fill(0.0);
+    }
+    rest
 }
 
 fn eliminate(layer: &Layer<'_>, keep_at_least: usize, methods: Methods, ridges: Ridges) -> Result<Elimination, Error> {
@@ -168,7 +208,7 @@ fn outlive(n: usize, order: &[usize], k: usize) -> Vec<usize> {
 ///
 /// With `D` the lower triangle of `C`, its diagonal halved, this is `2 Σ W ∘ (D W)`: half the work of the plain product,
 /// done in slabs of rows so that `C` is never unpacked as a whole.
-fn energy(gram: &Gram, weight: MatRef<'_, f64>) -> f64 {
+pub(crate) fn energy(gram: &Gram, weight: MatRef<'_, f64>) -> f64 {
     const SLAB: usize = 256;
     let mut energy = 0.0;
     for start in (0..gram.dim()).step_by(SLAB) {

@@ -32,12 +32,24 @@ pub struct Factorisation<'a> {
 pub struct MapReport {
     /// Which map.
     pub name: MapName,
-    /// Its rank.
-    pub rank: usize,
+    /// Its rank; `None` if it stayed dense.
+    pub rank: Option<usize>,
     /// `‖P (W - A B) Q‖²_F / ‖P W Q‖²_F`, in the metrics of its method.
     pub relative_error: f64,
+    /// `‖P W Q‖²_F`, of a map that became a product.
+    pub energy: f64,
+    /// Squared error of what the map puts out over the calibration tokens, as a share of its energy; `None` if that was
+    /// not asked for.
+    pub output_error: Option<f64>,
     /// How often a metric needed more jitter on its diagonal, or weights too small to count were raised.
     pub fallbacks: u32,
+}
+
+impl MapReport {
+    /// The report on a map that was left alone.
+    pub(crate) fn dense(name: MapName) -> Self {
+        Self { name, rank: None, relative_error: 0.0, energy: 0.0, output_error: Some(0.0), fallbacks: 0 }
+    }
 }
 
 /// A layer whose maps are products, where that was asked for.
@@ -93,7 +105,8 @@ fn factorise(
     let energy: f64 = spectrum.iter().sum();
     let relative_error = if energy > 0.0 { error / energy } else { 0.0 };
     let fallbacks = input_jitter.attempts + output_jitter.attempts;
-    Ok((Linear { weight, bias }, MapReport { name, rank, relative_error, fallbacks }))
+    let rank = Some(rank);
+    Ok((Linear { weight, bias }, MapReport { name, rank, relative_error, energy, output_error: None, fallbacks }))
 }
 
 #[cfg(test)]
@@ -146,7 +159,7 @@ mod tests {
         let layer = factorise_layer(0, weights.clone(), |name| rank(name).map(plain)).expect("converges");
         assert_eq!(layer.ranks, FactorRanks::from_fn(rank));
         let reported: Vec<_> = layer.maps.iter().map(|map| (map.name, map.rank)).collect();
-        assert_eq!(reported, [(MapName::Key, 3), (MapName::Gate, 17)]);
+        assert_eq!(reported, [(MapName::Key, Some(3)), (MapName::Gate, Some(17))]);
         assert_eq!(layer.weights.up, weights.up.into());
         assert_eq!(layer.weights.query, weights.query.into());
     }

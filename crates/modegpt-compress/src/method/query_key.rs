@@ -22,6 +22,7 @@ use modegpt_linalg::{Gram, cr_error, cr_scores, rotary_pair_scores, top_k};
 
 use crate::{
     Error, ErrorCurve, Layer, Methods, Module, ModuleReport, QueryKeyMethod, Ridges, matrices::select_outputs,
+    method::slice::kept_channels,
 };
 
 /// The compressed query and key maps.
@@ -53,9 +54,9 @@ pub(crate) fn compress(
         });
     }
     match (methods.query_key, layer.config.is_rotary()) {
-        (QueryKeyMethod::Cr, _) => cr(layer, d_qk),
         (QueryKeyMethod::Refit, true) => rotary::compress(layer, d_qk, ridges, orders),
         (QueryKeyMethod::Refit, false) => joint::compress(layer, d_qk),
+        (method, _) => keep(layer, &kept_by_score(layer, d_qk, method)?),
     }
 }
 
@@ -73,13 +74,13 @@ pub(crate) fn curve(
     ridges: Ridges,
 ) -> Result<(ErrorCurve, Option<PairOrders>), Error> {
     let (errors, orders) = match (methods.query_key, layer.config.is_rotary()) {
-        (QueryKeyMethod::Cr, true) => (rotary::errors_of_cr(layer, widths)?, None),
-        (QueryKeyMethod::Cr, false) => (joint::errors_of_cr(layer, widths)?, None),
         (QueryKeyMethod::Refit, true) => {
             let (errors, orders) = rotary::errors(layer, widths, ridges)?;
             (errors, Some(orders))
         }
         (QueryKeyMethod::Refit, false) => (joint::errors(layer, widths)?, None),
+        (method, true) => (rotary::errors_by_score(layer, widths, method)?, None),
+        (method, false) => (joint::errors_by_score(layer, widths, method)?, None),
     };
     Ok((ErrorCurve { widths: widths.to_vec(), errors }, orders))
 }
@@ -102,11 +103,10 @@ fn beyond_first_order(error: f64, energy: f64) -> f64 {
     error * (1.0 + (share / LARGE_SHARE).powi(4))
 }
 
-/// Algorithm 2 of the paper.
-fn cr(layer: &Layer<'_>, d_qk: usize) -> Result<QueryKey, Error> {
+/// Keeps these columns of each kv head and of the query heads that share it, as they are.
+fn keep(layer: &Layer<'_>, kept_of_heads: &[Vec<usize>]) -> Result<QueryKey, Error> {
     let &Layer { config, shape: before, statistics, .. } = layer;
     let (mut error, mut energy) = (0.0, 0.0);
-    let kept_of_heads = kept_by_cr(layer, d_qk)?;
     for (kv_head, kept) in kept_of_heads.iter().enumerate() {
         let query_gram = group_gram(layer, &statistics.query, kv_head)?;
         let key_gram = &statistics.key[kv_head];
@@ -117,15 +117,20 @@ fn cr(layer: &Layer<'_>, d_qk: usize) -> Result<QueryKey, Error> {
     }
     let (query, key) = (&layer.weights.query, &layer.weights.key);
     Ok(QueryKey {
-        query: select_outputs(query, &columns(layer, config.n_heads, &kept_of_heads)),
-        key: select_outputs(key, &columns(layer, config.n_kv_heads, &kept_of_heads)),
-        rotary_pairs: config.is_rotary().then(|| compose_pairs(before, &kept_of_heads)),
+        query: select_outputs(query, &columns(layer, config.n_heads, kept_of_heads)),
+        key: select_outputs(key, &columns(layer, config.n_kv_heads, kept_of_heads)),
+        rotary_pairs: config.is_rotary().then(|| compose_pairs(before, kept_of_heads)),
         report: ModuleReport::new(error, energy),
     })
 }
 
-/// For each kv head the columns that the paper keeps.
-fn kept_by_cr(layer: &Layer<'_>, d_qk: usize) -> Result<Vec<Vec<usize>>, Error> {
+/// For each kv head the columns of the largest score: those of a plain slice, else the paper's.
+fn kept_by_score(layer: &Layer<'_>, d_qk: usize, method: QueryKeyMethod) -> Result<Vec<Vec<usize>>, Error> {
+    if let Some(score) = method.score() {
+        let rotary = layer.config.is_rotary();
+        let scores = score.of_query_key(layer)?;
+        return Ok(scores.iter().map(|scores| kept_channels(scores, d_qk, rotary)).collect());
+    }
     let kept = |kv_head: usize| {
         let query_gram = group_gram(layer, &layer.statistics.query, kv_head)?;
         Ok(select(&query_gram, &layer.statistics.key[kv_head], d_qk, layer.config.is_rotary()))
@@ -203,7 +208,8 @@ mod tests {
     fn compress_tiny(model: &TinyModel, d_qk: usize) -> (ModelConfig, LayerWeights, QueryKey) {
         let (config, weights) = (model.config(), model.weights(8));
         let statistics = statistics(&config, &weights, tokens(model).as_ref());
-        let compressed = cr(&layer(2, &config, &weights, &statistics), d_qk).expect("fine");
+        let whole = layer(2, &config, &weights, &statistics);
+        let compressed = compress(&whole, d_qk, Methods::PAPER, Ridges::default(), None).expect("fine");
         (config, weights, compressed)
     }
 
@@ -330,7 +336,7 @@ mod tests {
         let small = LayerWeights { query: first.query, key: first.key, ..weights.clone() };
         let statistics = statistics(&config, &small, tokens(&model).as_ref());
         let small = Layer { shape: &shape, ..layer(2, &config, &small, &statistics) };
-        let again = cr(&small, 4).expect("fine");
+        let again = compress(&small, 4, Methods::PAPER, Ridges::default(), None).expect("fine");
         let pairs = again.rotary_pairs.expect("rotary");
         // Read off the weights: the columns that are left are those of the original pairs.
         for (head, kept) in columns_kept(&weights.key, &again.key, config.n_kv_heads).iter().enumerate() {

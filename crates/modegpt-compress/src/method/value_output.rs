@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use faer::{Mat, MatRef};
 use modegpt_architecture::{Linear, ModelConfig};
-use modegpt_linalg::{Gram, factorise, value_output};
+use modegpt_linalg::{Gram, factorise, top_k, value_output};
 
 use crate::{
     Error, ErrorCurve, Layer, Methods, Module, ModuleReport, Ridges, ValueOutputMethod,
@@ -68,7 +68,7 @@ pub(crate) fn compress(layer: &Layer<'_>, d_v: usize, methods: Methods, ridges: 
             attempts += jitter;
         }
         condition = condition.max(factors.condition);
-        attempts += factors.jitter.attempts;
+        attempts += factors.attempts;
     }
     Ok(ValueOutput {
         value: Linear {
@@ -118,6 +118,26 @@ struct Group {
     output_grams: Vec<Mat<f64>>,
     /// Whether heads differ in what they deliver, so that each gets an output map of its own.
     refits: bool,
+    /// Of each coordinate, where coordinates are kept by score as they are.
+    scores: Option<Vec<f64>>,
+}
+
+/// What stands between values and output, `E` and `F`.
+struct ValueFactors {
+    encode: Mat<f64>,
+    decode: Mat<f64>,
+    condition: f64,
+    attempts: u32,
+}
+
+impl ValueFactors {
+    /// The coordinates `kept` of `dim`.
+    fn selection(kept: &[usize], dim: usize) -> Self {
+        let encode = Mat::from_fn(dim, kept.len(), |row, col| f64::from(u8::from(kept[col] == row)));
+        let decode = encode.transpose().to_owned();
+        // Nothing is factorised, so that there is no condition to speak of.
+        Self { encode, decode, condition: f64::INFINITY, attempts: 0 }
+    }
 }
 
 impl Group {
@@ -127,16 +147,16 @@ impl Group {
         let statistics = layer.statistics;
         let grams = match methods.value_output {
             ValueOutputMethod::Values => vec![statistics.value[kv_head].clone(); size],
-            ValueOutputMethod::Attention if statistics.attention_output.is_empty() => {
+            _ if statistics.attention_output.is_empty() => {
                 let expected = "one for each query head";
                 let found = "statistics collected without it";
                 return Err(Module::ValueOutput.of(layer).mismatch("statistic `attention_output`", expected, found));
             }
-            ValueOutputMethod::Attention => statistics.attention_output[heads.clone()].to_vec(),
+            _ => statistics.attention_output[heads.clone()].to_vec(),
         };
         let metric = match methods.value_output {
             ValueOutputMethod::Values => None,
-            ValueOutputMethod::Attention => layer.attention_metric().map(Gram::to_mat),
+            _ => layer.attention_metric().map(Gram::to_mat),
         };
         let d_v = layer.shape.d_v;
         let output_gram = |head: usize| {
@@ -148,7 +168,9 @@ impl Group {
         };
         let output_grams = heads.clone().map(output_gram).collect();
         let refits = methods.value_output == ValueOutputMethod::Attention && size > 1;
-        Ok(Self { heads, grams, output_grams, refits })
+        let scores = methods.value_output.score().map(|score| score.of_value_output(layer)).transpose()?;
+        let scores = scores.map(|mut scores| scores.swap_remove(kv_head));
+        Ok(Self { heads, grams, output_grams, refits, scores })
     }
 
     /// The map `F_j` of a head, and how often a factorisation was repeated for it.
@@ -163,7 +185,10 @@ impl Group {
     }
 
     /// The common factors: optimal if all heads of the group had the same Gram matrix, the mean of theirs.
-    fn factors(&self, rank: usize) -> Result<modegpt_linalg::ValueOutput, modegpt_linalg::Error> {
+    fn factors(&self, rank: usize) -> Result<ValueFactors, modegpt_linalg::Error> {
+        if let Some(scores) = &self.scores {
+            return Ok(ValueFactors::selection(&top_k(scores, rank), scores.len()));
+        }
         let mut gram = Gram::zeros(self.grams[0].dim());
         for head in &self.grams {
             gram.add(head)?;
@@ -172,7 +197,9 @@ impl Group {
         for head in &self.output_grams {
             output_gram += head;
         }
-        value_output(&gram, output_gram.as_ref(), rank)
+        let best = value_output(&gram, output_gram.as_ref(), rank)?;
+        let (condition, attempts) = (best.condition, best.jitter.attempts);
+        Ok(ValueFactors { encode: best.encode, decode: best.decode, condition, attempts })
     }
 }
 
@@ -223,11 +250,8 @@ fn folded_bias(place: Place, config: &ModelConfig, value: &Linear, output: &Line
         return Ok(output.bias.clone());
     };
     let Some(output_bias) = &output.bias else { return Err(Error::NoOutputBias { layer: place.layer }) };
-    let d_v = value_bias.len() / config.n_kv_heads;
     let mut folded: Vec<f64> = output_bias.iter().copied().map(f64::from).collect();
-    for row in 0..output.weight.rows {
-        let kv_head = row / d_v / config.group_size();
-        let bias = f64::from(value_bias[kv_head * d_v + row % d_v]);
+    for (row, bias) in spread_value_bias(config, value_bias).into_iter().enumerate() {
         for (sum, &weight) in folded.iter_mut().zip(output.weight.row(row)) {
             *sum += bias * f64::from(weight);
         }
@@ -235,6 +259,13 @@ fn folded_bias(place: Place, config: &ModelConfig, value: &Linear, output: &Line
     let folded: Vec<f32> = folded.into_iter().map(|bias| bias as f32).collect();
     place.check_finite("output.bias", &folded)?;
     Ok(Some(folded))
+}
+
+/// The value bias that reaches every row of the output map, heads that share values each on their own.
+pub(crate) fn spread_value_bias(config: &ModelConfig, value_bias: &[f32]) -> Vec<f64> {
+    let d_v = value_bias.len() / config.n_kv_heads;
+    let of_head = |head: usize| &value_bias[head / config.group_size() * d_v..][..d_v];
+    (0..config.n_heads).flat_map(of_head).copied().map(f64::from).collect()
 }
 
 #[cfg(test)]

@@ -147,6 +147,125 @@ fn unusable_influences_are_refused() {
     plan(&[0.1; 3], Allocation::Uniform {}).expect("fine");
 }
 
+fn rank_plan(metric: MapMetric, sparsity: f64) -> (ModelConfig, Plan) {
+    let config = TinyModel { n_layers: 2, ..TinyModel::default() }.config();
+    let options = PlanOptions {
+        methods: Methods::of_maps(metric),
+        unit: metric.unit(),
+        ..options(sparsity, Allocation::Uniform {}, &config)
+    };
+    let plan = Plan::new(&config, "abc", &[0.5, 0.2], None, &options).expect("reachable");
+    (config, plan)
+}
+
+#[test]
+fn ranks_are_read_back_and_counted_exactly() {
+    for metric in [MapMetric::Svd {}, MapMetric::Fwsvd {}, MapMetric::Asvd { alpha: 0.3 }, MapMetric::SvdLlm {}] {
+        let (config, plan) = rank_plan(metric, 0.3);
+        assert_eq!(Plan::from_json(&plan.to_json()).expect("valid"), plan);
+        let mut small = config.clone();
+        for (shape, layer) in small.layers.iter_mut().zip(&plan.layers) {
+            shape.ranks = layer.ranks;
+        }
+        assert_eq!(plan.totals.block_params_after, small.block_params() as u64);
+        assert!((plan.totals.sparsity - 0.3).abs() < 0.005, "{}", plan.totals.sparsity);
+    }
+    let (_, plan) = rank_plan(MapMetric::SvdLlm {}, 0.3);
+    let text = plan.to_json();
+    assert!(text.contains("\"maps\": {\n      \"metric\": \"svd-llm\"\n    }"), "{text}");
+    assert!(text.contains("\"unit\": \"map-energy\"") && text.contains("\"ranks\": {\n        \"query\": "), "{text}");
+}
+
+#[test]
+fn a_rank_can_be_edited_by_hand_and_a_map_made_dense() {
+    let (_, plan) = rank_plan(MapMetric::Svd {}, 0.3);
+    let before = plan.layers[1].ranks.up.expect("a product");
+    let one = edited(&plan, "/layers/1/ranks/up", json!(1)).expect("a valid rank");
+    let gone = (before - 1) as u64 * (32 + 48);
+    assert_eq!(one.totals.block_params_after, plan.totals.block_params_after - gone);
+    let dense = edited(&plan, "/layers/1/ranks/up", Value::Null).expect("dense");
+    assert_eq!(dense.layers[1].ranks.up, None);
+    assert_eq!(dense.totals.block_params_after, plan.totals.block_params_after + 32 * 48 - before as u64 * 80);
+}
+
+#[test]
+fn ranks_that_cannot_be_are_refused_by_name() {
+    let (_, plan) = rank_plan(MapMetric::Asvd { alpha: 0.5 }, 0.3);
+    let check = |path: &str, value: Value, expected: &str| {
+        let message = edited(&plan, path, value).expect_err(path).to_string();
+        assert!(message.starts_with(expected), "{message} does not start with {expected}");
+    };
+    check(
+        "/layers/0/ranks/up",
+        json!(0),
+        "plan, field `layers[0].ranks.up`: expected 1 to 19, above which the map would",
+    );
+    check("/layers/0/ranks/up", json!(20), "plan, field `layers[0].ranks.up`: expected 1 to 19");
+    check("/layers/0/ranks/up", json!(u64::MAX), "plan, field `layers[0].ranks.up`");
+    check("/layers/0/ranks/up", json!(-1), "plan: ");
+    check("/layers/0/ranks", json!({"sideways": 1}), "plan: unknown field `sideways`");
+    check("/layers/1/d_ff", json!(20), "plan, field `layers[1]`: expected d_ff 48, d_qk 8, d_v 8, since");
+    check("/methods/maps/alpha", json!(-0.5), "plan, field `methods.maps.alpha`");
+    check("/methods/maps", json!({"metric": "svd", "alpha": 1.0}), "plan: unknown field `alpha`");
+    check("/methods/maps", json!({"metric": "dvs"}), "plan: unknown variant `dvs`");
+    check("/methods/prefix", json!(true), "plan, field `methods.prefix`");
+    check("/unit", json!("nats"), "plan, field `unit`: expected shares of what each map carries");
+    check("/methods/maps", Value::Null, "plan, field `unit`");
+    check("/rounding/rank", json!(0), "plan, field `rounding`");
+    let with_ranks = plan.to_json().replacen(
+        "\"maps\": {\n      \"metric\": \"asvd\",\n      \"alpha\": 0.5\n    }",
+        "\"maps\": null",
+        1,
+    );
+    let with_ranks = with_ranks.replacen("map-energy", "residual-energy", 1);
+    let message = Plan::from_json(&with_ranks).expect_err("ranks without a metric").to_string();
+    assert_eq!(message, "plan, field `layers[0].ranks`: expected none, since `methods.maps` is not given, found ranks");
+    let (_, widths) = tiny_plan();
+    let message = edited(&widths, "/unit", json!("map-energy")).expect_err("no maps").to_string();
+    assert!(message.starts_with("plan, field `unit`"), "{message}");
+}
+
+#[test]
+fn a_gate_that_is_not_there_has_no_rank() {
+    let config = TinyModel::opt().config();
+    let methods = Methods::of_maps(MapMetric::Svd {});
+    let options = PlanOptions { methods, unit: ErrorUnit::MapEnergy, ..options(0.3, Allocation::Uniform {}, &config) };
+    let plan = Plan::new(&config, "abc", &[0.5], None, &options).expect("reachable");
+    assert_eq!(plan.layers[0].ranks.gate, None);
+    let text = plan.to_json().replacen("\"up\":", "\"gate\": 3,\n        \"up\":", 1);
+    let message = Plan::from_json(&text).expect_err("no gate").to_string();
+    assert_eq!(message, "plan, field `layers[0].ranks.gate`: expected none, since the MLP has no gate, found a rank");
+}
+
+#[test]
+fn curves_of_maps_decide_ranks_and_are_kept_for_the_reader() {
+    let config = TinyModel { n_layers: 2, ..TinyModel::default() }.config();
+    let methods = Methods::of_maps(MapMetric::Svd {});
+    let allocation = Allocation::ErrorCurves { cap: 0.9 };
+    let options = PlanOptions { methods, unit: ErrorUnit::MapEnergy, ..options(0.3, allocation, &config) };
+    // The first layer loses a hundred times as much as the second.
+    let curves = |layer: usize| -> MapCurves {
+        let of_map = |map: modegpt_architecture::MapShape| {
+            let ranks = crate::rank_grid(&map, 1, 0.9);
+            let errors = ranks.iter().map(|&rank| 100f64.powi(1 - layer as i32) / rank as f64).collect();
+            (map.name, crate::RankCurve { ranks, errors })
+        };
+        config.map_shapes(&config.layers[layer]).map(of_map).collect()
+    };
+    let offered = vec![curves(0), curves(1)];
+    let plan = Plan::new(&config, "abc", &[0.5; 2], Some(Curves::Maps(offered.clone())), &options).expect("reachable");
+    assert!((plan.totals.sparsity - 0.3).abs() < 0.005);
+    assert!(plan.layers[1].sparsity > plan.layers[0].sparsity + 0.2, "{:?}", plan.totals);
+    assert_eq!(plan.layers[1].map_curves.as_ref(), Some(&offered[1]));
+    assert!(plan.predicted_error().is_some_and(|error| error > 0.0));
+    assert_eq!(Plan::from_json(&plan.to_json()).expect("valid"), plan);
+    Plan::new(&config, "abc", &[0.5; 2], None, &options).expect_err("no curves");
+    Plan::new(&config, "abc", &[0.5; 2], Some(Curves::Maps(vec![curves(0)])), &options).expect_err("one layer's only");
+    Plan::new(&config, "abc", &[0.5; 2], Some(Curves::Modules(Vec::new())), &options).expect_err("curves of widths");
+    let message = edited(&plan, "/layers/0/map_curves/up/ranks/0", json!(0)).expect_err("no rank").to_string();
+    assert!(message.starts_with("plan, field `layers[0].map_curves.up.ranks`"), "{message}");
+}
+
 #[test]
 fn a_model_with_a_factorised_map_is_refused() {
     let (mut config, plan) = tiny_plan();

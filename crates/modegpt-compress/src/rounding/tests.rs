@@ -15,20 +15,27 @@ fn params(config: &ModelConfig, widths: &[Widths]) -> f64 {
 #[test]
 fn defaults_are_coarse_for_real_models_and_fine_for_tiny_ones() {
     let check = |d_ff, d_head, rotary, ff, head| {
-        assert_eq!(Rounding::default_for(&model(2, d_ff, d_head, 4, rotary)), Rounding { ff, head });
+        assert_eq!(Rounding::default_for(&model(2, d_ff, d_head, 4, rotary)), Rounding { ff, head, rank: 1 });
     };
     check(11008, 128, true, 64, 8);
     check(1536, 64, true, 64, 8);
     check(172, 8, true, 4, 2);
     check(256, 16, false, 8, 2);
     check(20, 4, false, 1, 1);
+    for (d_model, rank) in [(576, 8), (96, 4), (64, 2)] {
+        assert_eq!(Rounding::default_for(&TinyModel { d_model, ..TinyModel::default() }.config()).rank, rank);
+    }
 }
 
 #[test]
 fn no_sparsity_keeps_every_width() {
     for d_ff in [172, 1000, 1537] {
         let config = model(3, d_ff, 12, 2, true);
-        for rounding in [Rounding::default_for(&config), Rounding { ff: 64, head: 8 }, Rounding { ff: 5, head: 3 }] {
+        for rounding in [
+            Rounding::default_for(&config),
+            Rounding { ff: 64, head: 8, rank: 8 },
+            Rounding { ff: 5, head: 3, rank: 8 },
+        ] {
             let widths = round_widths(&config, &[0.0; 3], rounding).expect("in range");
             assert_eq!(widths, ModelSummary::of(&config).widths);
         }
@@ -45,7 +52,7 @@ fn targets_are_met_within_the_steps_that_exist() {
         let d_head = 4 * (1 + random.below(32));
         let config = model(1 + random.below(24), 8 + random.below(4000), d_head, [1, 2, 4][trial % 3], rotary);
         let rounding = if trial % 5 == 0 {
-            Rounding { ff: 1 + random.below(100), head: 1 + random.below(10) }
+            Rounding { ff: 1 + random.below(100), head: 1 + random.below(10), rank: 8 }
         } else {
             Rounding::default_for(&config)
         };
@@ -124,7 +131,7 @@ fn heads_move_where_the_mlp_is_exhausted() {
         ..TinyModel::default()
     }
     .config();
-    let widths = round_widths(&config, &[0.07; 4], Rounding { ff: 4, head: 8 }).expect("in range");
+    let widths = round_widths(&config, &[0.07; 4], Rounding { ff: 4, head: 8, rank: 8 }).expect("in range");
     let achieved = 1.0 - params(&config, &widths) / config.block_params() as f64;
     assert!((achieved - 0.07).abs() < 0.01, "{achieved}: {widths:?}");
     assert!(widths.iter().any(|widths| widths.d_qk == 64) && widths.iter().any(|widths| widths.d_qk == 56));

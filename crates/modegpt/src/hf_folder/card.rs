@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use modegpt_compress::{Methods, Mode, Report};
+
 use super::Finished;
 
 /// The text of `README.md` in the output.
@@ -16,8 +18,8 @@ pub(super) fn write(finished: &Finished<'_>) -> String {
     let _ = write!(
         card,
         "---\ntags:\n- modegpt\n- compressed\n---\n\n\
-         # A language model, compressed by modular decomposition\n\n\
-         Compressed without training by [MoDeGPT](https://arxiv.org/abs/2408.09632) as implemented in modegpt {version}.\n\n\
+         # A language model, compressed by {approach}\n\n\
+         Compressed without training by {program} {version}.\n\n\
          {methods}. Sparsity was spread {allocation}; errors were weighed in {unit}.\n\n\
          | | before | after | removed |\n| --- | ---: | ---: | ---: |\n\
          | linear weights of the decoder blocks | {block_before} | {block_after} | {block_removed:.2} % |\n\
@@ -28,12 +30,10 @@ pub(super) fn write(finished: &Finished<'_>) -> String {
          ## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
          model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)\n\
          tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n```\n\n\
-         `trust_remote_code` is needed because layers differ in width; `modeling_modegpt.py` in this folder is the code.\n\n\
-         ## Layers\n\n\
-         Errors are squared, on the calibration samples, as shares of the energy of the exact result; those of the \
-         decomposition itself, before any refit on the compressed prefix.\n\n\
-         | layer | removed | d_ff | d_qk | d_v | MLP error | query–key error | value–output error |\n\
-         | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+         `trust_remote_code` is needed because layers differ in shape; `modeling_modegpt.py` in this folder is the code.\n\n\
+         ## Layers\n\n",
+        approach = approach(plan.methods),
+        program = program(plan.mode),
         version = env!("CARGO_PKG_VERSION"),
         methods = plan.methods,
         allocation = plan.allocation,
@@ -51,9 +51,43 @@ pub(super) fn write(finished: &Finished<'_>) -> String {
         hash = calibration.token_hash,
         fallbacks = report.fallbacks,
     );
+    card += &if plan.methods.maps.is_some() { map_table(report) } else { module_table(report) };
+    let _ = write!(
+        card,
+        "\nThe plan that was applied is `modegpt_plan.json` (target sparsity {:.4}); `modegpt_report.json` has the table above.\n",
+        plan.target
+    );
+    card
+}
+
+fn approach(methods: Methods) -> &'static str {
+    if methods.maps.is_some() {
+        "low-rank factors of every map"
+    } else if methods == Methods::MAGNITUDE || methods == Methods::WANDA {
+        "structured pruning"
+    } else {
+        "modular decomposition"
+    }
+}
+
+fn program(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Paper | Mode::Best => "[MoDeGPT](https://arxiv.org/abs/2408.09632) as implemented in modegpt",
+        _ => "modegpt",
+    }
+}
+
+/// Widths and errors of the modules of every layer.
+fn module_table(report: &Report) -> String {
+    let mut table =
+        "Errors are squared, on the calibration samples, as shares of the energy of the exact result; those of the \
+         decomposition itself, before any refit on the compressed prefix.\n\n\
+         | layer | removed | d_ff | d_qk | d_v | MLP error | query–key error | value–output error |\n\
+         | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+            .to_owned();
     for layer in &report.layers {
         let _ = writeln!(
-            card,
+            table,
             "| {} | {:.1} % | {} → {} | {} → {} | {} → {} | {:.2e} | {:.2e} | {:.2e} |",
             layer.index,
             100.0 * layer.sparsity,
@@ -68,10 +102,21 @@ pub(super) fn write(finished: &Finished<'_>) -> String {
             layer.value_output.relative_error,
         );
     }
-    let _ = write!(
-        card,
-        "\nThe plan that was applied is `modegpt_plan.json` (target sparsity {:.4}); `modegpt_report.json` has the table above.\n",
-        plan.target
-    );
-    card
+    table
+}
+
+/// Rank and errors of every map.
+fn map_table(report: &Report) -> String {
+    let mut table =
+        "Every map is a product of two thin ones, or stays dense where such a product would be no smaller. Errors \
+         are squared and shares of the exact result: in the metric of the method, and of what the map puts out on the \
+         calibration samples.\n\n\
+         | layer | map | rank | error in the metric | error of the output |\n| ---: | --- | ---: | ---: | ---: |\n"
+            .to_owned();
+    for (layer, map) in report.layers.iter().flat_map(|layer| layer.maps.iter().map(move |map| (layer, map))) {
+        let rank = map.rank.map_or("dense".to_owned(), |rank| rank.to_string());
+        let output = map.output_error.map_or("not known".to_owned(), |error| format!("{error:.2e}"));
+        let _ = writeln!(table, "| {} | {} | {rank} | {:.2e} | {output} |", layer.index, map.name, map.relative_error);
+    }
+    table
 }

@@ -7,14 +7,14 @@ use modegpt_architecture::WeightProvider;
 use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer, pass_layer};
 use modegpt_checkpoint::{Existing, Journal, OutputFolder};
 use modegpt_model::{Compute, ComputeError, ResidualStore, ResidualStream};
-use modegpt_statistics::StatisticsHeader;
+use modegpt_statistics::{RowFisher, StatisticsHeader};
 use modegpt_text::Windows;
 
-use super::gradients::gradient_samples;
 use super::memory::Workload;
+use super::request_words::name;
 use super::scratch::{Checkpointed, FileStore};
 use super::{MemoryPlan, RunError, StatisticsFolder};
-use crate::{Calibration, Model, Reporter, Silent};
+use crate::{Calibration, LabelledSamples, Model, Reporter, Silent};
 
 /// A calibration to be done.
 pub struct CalibrationRun<'a> {
@@ -30,6 +30,10 @@ pub struct CalibrationRun<'a> {
     pub collect: Collect,
     /// Compute gradients of the loss over about so many of the calibration tokens.
     pub gradient_tokens: Option<usize>,
+    /// Compute gradients of the loss of these instead, on their completions alone.
+    pub labelled: Option<&'a LabelledSamples>,
+    /// With the gradients the Fisher information of the rows of every map, summed in this way.
+    pub row_fisher: Option<RowFisher>,
     /// Tokens computed at once.
     pub batch_tokens: usize,
     /// Sums are formed over so many consecutive parts of the samples, then added in order.
@@ -62,6 +66,8 @@ impl<'a> CalibrationRun<'a> {
             gram_path,
             collect: Collect::default(),
             gradient_tokens: None,
+            labelled: None,
+            row_fisher: None,
             batch_tokens: 2048,
             n_shards: 1,
             max_host_bytes: None,
@@ -91,10 +97,10 @@ impl CalibrationRun<'_> {
     /// What memory this run will take, and the compression that follows; `prefix`: whether it refits down maps on the
     /// compressed prefix.
     pub fn memory_plan(&self, prefix: bool) -> MemoryPlan {
-        let plan = MemoryPlan::new(self.model.config(), self.workload(), prefix, self.max_host_bytes);
-        match self.gradient_tokens {
-            Some(n_tokens) if !self.calibration.windows.ids.is_empty() => {
-                let samples = gradient_samples(self.calibration, n_tokens);
+        let plan =
+            MemoryPlan::new(self.model.config(), self.workload(), self.collect.inputs, prefix, self.max_host_bytes);
+        match self.gradient_samples() {
+            Some(samples) if !self.calibration.windows.ids.is_empty() => {
                 plan.before_or_after(self.gradients(&samples).memory_plan())
             }
             _ => plan,
@@ -135,7 +141,9 @@ impl CalibrationRun<'_> {
         ];
         let inputs = self.collect.inputs.then(|| ("--inputs", "given".to_owned()));
         let fisher = self.gradient_tokens.map(|n_tokens| ("--fisher", n_tokens.to_string()));
-        let entries = always.into_iter().chain(inputs).chain(fisher);
+        let rows = self.row_fisher.map(|kind| ("--fisher-rows", name(kind)));
+        let labelled = self.labelled.map(|labelled| ("tokens of --fisher-data", labelled.samples.token_hash.clone()));
+        let entries = always.into_iter().chain(inputs).chain(fisher).chain(rows).chain(labelled);
         entries.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
@@ -193,8 +201,7 @@ impl CalibrationRun<'_> {
         }
         kept.forget_all()?;
         self.reporter.end();
-        if let Some(n_tokens) = self.gradient_tokens {
-            let samples = gradient_samples(self.calibration, n_tokens);
+        if let Some(samples) = self.gradient_samples() {
             self.gradients(&samples).write_all(folder, subfolder).await?;
         }
         Ok(())

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use modegpt_architecture::{DType, LayerShape, ModelConfig, NormPlacement};
+use modegpt_architecture::{DType, LayerShape, ModelConfig, NormPlacement, WeightError};
 use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    CompressedLayer, ErrorUnit, LayerCurves, LayerReport, Methods, ModelSummary, Orders, Plan, QueryKeyMethod, Report,
+    CompressedLayer, Curves, ErrorUnit, LayerReport, Methods, ModelSummary, Orders, Plan, QueryKeyMethod, Report,
     check_dense, compress_layer,
 };
+use modegpt_statistics::RowFisher;
 use serde::{Deserialize, Serialize};
 
 use super::decide::{Decision, decide};
@@ -49,7 +50,9 @@ impl PlanSource {
     pub fn collect(&self) -> Collect {
         match self {
             Self::Make(request) => request.collect(),
-            Self::Given(plan) => Collect { logits: plan.methods.query_key == QueryKeyMethod::Refit, inputs: false },
+            Self::Given(plan) => {
+                Collect { logits: plan.methods.query_key == QueryKeyMethod::Refit, inputs: plan.methods.needs_inputs() }
+            }
         }
     }
 }
@@ -120,7 +123,7 @@ const WORK: [&str; 4] = ["statistics", "surveys", "prefix", "layers"];
 pub fn make_plan(
     model: &Model,
     influences: &[f64],
-    curves: Option<Vec<LayerCurves>>,
+    curves: Option<Curves>,
     request: &PlanRequest,
     dtype: DType,
 ) -> Result<Plan, RunError> {
@@ -134,8 +137,7 @@ pub fn make_plan(
 pub fn check_request(model: &Model, request: &PlanRequest, dtype: DType) -> Result<(), RunError> {
     let config = model.config();
     let equal = vec![0.5; config.layers.len()];
-    let curves = (request.allocation == AllocationChoice::ErrorCurves)
-        .then(|| (0..config.layers.len()).map(|layer| request.width_grid(config, layer).free(request.unit)).collect());
+    let curves = (request.allocation == AllocationChoice::ErrorCurves).then(|| request.free_curves(config));
     make_plan(model, &equal, curves, request, dtype).map(|_| ())
 }
 
@@ -149,6 +151,8 @@ pub async fn compress(
     target: &Path,
 ) -> Result<CompressionResult, RunError> {
     check_dense(run.model.config())?;
+    let needed = options.plan.methods().needs_row_fisher().then_some(RowFisher::PerExample);
+    let run = &CalibrationRun { row_fisher: run.row_fisher.or(needed), ..*run };
     run.check(&options.memory_plan(run))?;
     check_needs(run, options)?;
     if let PlanSource::Given(plan) = &options.plan {
@@ -183,9 +187,13 @@ fn check_needs(run: &CalibrationRun<'_>, options: &CompressionOptions) -> Result
     }
     match (options.plan.unit(), &options.statistics) {
         (ErrorUnit::Nats, Some(statistics)) => {
-            GradientsFolder::of_all_layers(statistics.path(), config.layers.len()).map(|_| ())
+            let gradients = GradientsFolder::of_all_layers(statistics.path(), config.layers.len())?;
+            if options.plan.methods().needs_row_fisher() {
+                gradients.check_row_fisher(run.model.fingerprint())?;
+            }
+            Ok(())
         }
-        (ErrorUnit::Nats, None) if run.gradient_tokens.is_none() => {
+        (ErrorUnit::Nats, None) if !run.has_gradients() => {
             Err(RunError::NoGradients { reason: "none are computed: pass --fisher".to_owned() })
         }
         _ => Ok(()),
@@ -290,12 +298,12 @@ async fn apply(
         {
             prefix.pass(index).await?;
         } else if let Some(prefix) = &mut prefix {
-            let (refitted, attempts) = prefix.refit(index, weights, &shape, plan.ridges.prefix).await?;
-            weights = refitted;
+            let dense = weights.into_dense().map_err(WeightError::from)?;
+            let (refitted, attempts) = prefix.refit(index, dense, &shape, plan.ridges.prefix).await?;
+            weights = refitted.into();
             report.mlp.fallbacks += attempts;
         }
         check_fallbacks(&report, options.strict, run.reporter)?;
-        let weights = weights.into();
         folder
             .write(&shard_name(index + 1, n_layers), |out| write_layer(config, index, &shape, &weights, dtype, out))?;
         let layer = Done { shape, report };

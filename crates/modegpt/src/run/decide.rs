@@ -47,12 +47,14 @@ pub(super) async fn decide(
     let requests = if held_out.is_some() { request.alternatives() } else { vec![*request] };
     let mut decisions = Vec::with_capacity(requests.len());
     for request in &requests {
-        let surveys = match request.allocation {
-            AllocationChoice::ErrorCurves => known(request.unit).survey(request, Some(folder), run.reporter)?,
-            _ => Vec::new(),
+        let (curves, orders) = match request.allocation {
+            AllocationChoice::ErrorCurves => {
+                let (curves, orders) = known(request.unit).survey(request, Some(folder), run.reporter)?;
+                (Some(curves), orders)
+            }
+            _ => (None, Vec::new()),
         };
-        let (curves, orders): (Vec<_>, Vec<_>) = surveys.into_iter().map(|s| (s.curves, s.orders)).unzip();
-        let plan = make_plan(model, &influences, Some(curves).filter(|c| !c.is_empty()), request, dtype)?;
+        let plan = make_plan(model, &influences, curves, request, dtype)?;
         decisions.push(Decision { plan, orders });
     }
     let (Some(held_out), 2..) = (held_out, decisions.len()) else { return Ok(decisions.swap_remove(0)) };

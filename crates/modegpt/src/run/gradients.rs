@@ -1,5 +1,6 @@
 //! The backward pass, gradients of each layer to the disk.
 
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ pub async fn collect_gradients(run: &GradientRun<'_>, target: &Path, existing: E
 /// About `n_tokens` of the calibration tokens, as the beginnings of samples spread over all of them.
 ///
 /// Short samples, since many texts tell more than few long ones.
-pub(super) fn gradient_samples(calibration: &Calibration, n_tokens: usize) -> Calibration {
+fn gradient_samples(calibration: &Calibration, n_tokens: usize) -> Calibration {
     let Windows { ids, n, seq_len } = &calibration.windows;
     let short = (*seq_len).min(LONGEST_SAMPLE);
     let count = n_tokens.div_ceil(short).clamp(1, *n);
@@ -71,13 +72,29 @@ pub(super) fn gradient_samples(calibration: &Calibration, n_tokens: usize) -> Ca
 }
 
 impl CalibrationRun<'_> {
-    /// A backward pass over `samples` with everything else as in this run.
+    /// Whether gradients are computed.
+    pub(super) fn has_gradients(&self) -> bool {
+        self.labelled.is_some() || self.gradient_tokens.is_some()
+    }
+
+    /// The samples of the backward pass, if there is one.
+    pub(super) fn gradient_samples(&self) -> Option<Cow<'_, Calibration>> {
+        match (self.labelled, self.gradient_tokens) {
+            (Some(labelled), _) => Some(Cow::Borrowed(&labelled.samples)),
+            (None, Some(n_tokens)) => Some(Cow::Owned(gradient_samples(self.calibration, n_tokens))),
+            (None, None) => None,
+        }
+    }
+
+    /// A backward pass over these samples with everything else as in this run. Labels that are given are taken as they are,
+    /// else they are drawn from the model.
     pub(super) fn gradients<'a>(&'a self, samples: &'a Calibration) -> GradientRun<'a> {
+        let labels = if self.labelled.is_some() { Labels::Next } else { Labels::Sampled { seed: 0 } };
         GradientRun {
             model: self.model,
             samples,
-            counted: None,
-            options: GradientOptions { labels: Labels::Sampled { seed: 0 }, row_fisher: None },
+            counted: self.labelled.map(|labelled| labelled.counted.as_slice()),
+            options: GradientOptions { labels, row_fisher: self.row_fisher },
             compute: self.compute,
             // The graph keeps everything, so fewer tokens at once.
             batch_tokens: self.batch_tokens.min(LONGEST_SAMPLE),
@@ -99,6 +116,8 @@ impl GradientRun<'_> {
         let sums = config.layers.iter().map(|shape| sums_bytes(config, shape)).max().unwrap_or(0);
         // The graph keeps activations, and as much again is in flight on the way back.
         let device_bytes = weights + 2 * activation_bytes(config, work);
+        // The gradient of one map at a time, and its square.
+        let device_bytes = device_bytes + if self.options.row_fisher.is_some() { 2 * weights } else { 0 };
         let without_tape = PROGRAM_BYTES + sums + device_bytes;
         let stream_on_disk = self.max_host_bytes.is_some_and(|most| without_tape + tape > most);
         MemoryPlan {

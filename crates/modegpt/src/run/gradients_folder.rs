@@ -19,6 +19,20 @@ impl GradientsFolder {
         Self { folder: path.into() }
     }
 
+    /// Refuses gradients without the Fisher information of rows, which `calibrate` collects if it is asked to.
+    ///
+    /// # Errors
+    /// [`RunError::NoGradients`], or as [`read`](Self::read) for the first layer.
+    pub fn check_row_fisher(&self, fingerprint: &str) -> Result<(), RunError> {
+        let (_, header) = self.read(0, fingerprint)?;
+        if header.row_fisher.is_some() {
+            return Ok(());
+        }
+        let folder = self.folder.display();
+        let reason = format!("those in `{folder}` tell nothing of rows: make them with calibrate --mode fwsvd");
+        Err(RunError::NoGradients { reason })
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.folder

@@ -33,7 +33,16 @@ pub(crate) struct Workload {
 impl MemoryPlan {
     /// The plan for compressing `config` with the given calibration set, keeping the stream on the disk if the host would
     /// otherwise need more than `max_host_bytes`.
-    pub(crate) fn new(config: &ModelConfig, work: Workload, prefix: bool, max_host_bytes: Option<u64>) -> Self {
+    ///
+    /// `inputs`: whether the inputs of whole maps are collected too; `prefix`: whether down maps are refitted on the
+    /// compressed prefix.
+    pub(crate) fn new(
+        config: &ModelConfig,
+        work: Workload,
+        inputs: bool,
+        prefix: bool,
+        max_host_bytes: Option<u64>,
+    ) -> Self {
         let stream_bytes = 4 * (work.n_samples * work.seq_len * config.d_model) as u64;
         let ids = 4 * (work.n_samples * work.seq_len) as u64;
         let largest = |cost: fn(&ModelConfig, &LayerShape) -> u64| {
@@ -41,9 +50,15 @@ impl MemoryPlan {
         };
         let weights = largest(layer_bytes);
         let activations = activation_bytes(config, work);
-        let observe = weights + activations + largest(accumulator_bytes) + 2 * largest(statistics_bytes);
+        let (accumulators, statistics) = if inputs {
+            // Every block in f32 is unpacked at once, and every sum packed.
+            (largest(accumulator_bytes) + 2 * largest(input_bytes), largest(statistics_bytes) + largest(input_bytes))
+        } else {
+            (largest(accumulator_bytes), largest(statistics_bytes))
+        };
+        let observe = weights + activations + accumulators + 2 * statistics;
         // The layer before and after, its statistics as read and as numbers, and the factorisation.
-        let decompose = 3 * weights + 2 * largest(statistics_bytes) + largest(factorisation_bytes);
+        let decompose = 3 * weights + 2 * statistics + largest(factorisation_bytes);
         // The refit on the compressed prefix holds two streams and observes, while nothing is factorised.
         let (refit, n_streams) = if prefix { (observe + weights, 2) } else { (0, 0) };
         let device_bytes = weights + activations;
@@ -57,7 +72,7 @@ impl MemoryPlan {
         Self {
             host_bytes: if stream_on_disk { without_stream } else { with_stream },
             device_bytes,
-            scratch_bytes: n_layers * largest(statistics_bytes) + (2 + 2 * n_streams) * stream_bytes,
+            scratch_bytes: n_layers * statistics + (2 + 2 * n_streams) * stream_bytes,
             stream_bytes,
             stream_on_disk,
         }
@@ -86,6 +101,12 @@ fn statistics_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
     let triangle = |n: usize| (n * (n + 1) / 2) as u64;
     let heads = (config.n_heads + config.n_kv_heads) as u64;
     8 * (triangle(shape.d_ff) + heads * (triangle(shape.d_qk) + triangle(shape.d_v)))
+}
+
+/// Gram matrices of the inputs of whole maps, packed triangles in f64.
+fn input_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
+    let (d, heads) = (config.d_model, config.n_heads * shape.d_v);
+    4 * (2 * d * (d + 1) + heads * (heads + 1)) as u64
 }
 
 /// The largest Gram matrix while it grows: a full block in f32 beside the packed sum in f64.

@@ -1,6 +1,6 @@
 //! What is asked of a plan in the words of the command line, for whoever resumes a run that was asked something else.
 
-use modegpt_compress::{Methods, Plan, Ridges, Target};
+use modegpt_compress::{MapMetric, Methods, Plan, Ridges, Target};
 use serde::Serialize;
 
 use super::PlanSource;
@@ -23,6 +23,9 @@ fn request_words(request: &PlanRequest) -> Vec<(&'static str, String)> {
     let usual = PlanRequest::new(target, mode);
     let mut words = vec![target_words(target), ("--mode", name(mode))];
     words.extend(method_words(methods, usual.methods));
+    if let Some(MapMetric::Asvd { alpha }) = methods.maps {
+        words.push(("--alpha", alpha.to_string()));
+    }
     // Where it is not asked for, the samples decide.
     words.push(("--prefix", methods.prefix.to_string()));
     words.push(("errors", format!("in {unit}")));
@@ -33,7 +36,11 @@ fn request_words(request: &PlanRequest) -> Vec<(&'static str, String)> {
         words.push(("--epsilon", epsilon.to_string()));
     }
     if let Some(rounding) = rounding {
-        words.extend([("--round-ff", rounding.ff.to_string()), ("--round-head", rounding.head.to_string())]);
+        words.extend([
+            ("--round-ff", rounding.ff.to_string()),
+            ("--round-head", rounding.head.to_string()),
+            ("--round-rank", rounding.rank.to_string()),
+        ]);
     }
     words.extend(ridge_words(ridges));
     words
@@ -109,10 +116,10 @@ mod tests {
         let plain = "--prefix false errors in shares of the residual energy";
         assert_eq!(said(best), format!("--sparsity 0.3 --mode best {plain} {ridges}"));
         let methods = Methods { mlp: MlpMethod::Leverage, query_key: QueryKeyMethod::Cr, ..best.methods };
-        let rounding = Some(Rounding { ff: 64, head: 8 });
+        let rounding = Some(Rounding { ff: 64, head: 8, rank: 8 });
         let asked = PlanRequest { target: Target::Params(1000), methods, rounding, ..best };
         let expected = "--target-params 1000 --mode best --mlp leverage --query-key cr";
-        assert_eq!(said(asked), format!("{expected} {plain} --round-ff 64 --round-head 8 {ridges}"));
+        assert_eq!(said(asked), format!("{expected} {plain} --round-ff 64 --round-head 8 --round-rank 8 {ridges}"));
         let paper = PlanRequest::new(Target::Bytes(7), Mode::Paper);
         let sharp = PlanRequest { allocation: AllocationChoice::Epsilon(0.5), ..paper };
         assert_eq!(said(sharp), format!("--target-bytes 7 --mode paper {plain} --epsilon 0.5 {ridges}"));
@@ -141,8 +148,17 @@ mod tests {
             PlanRequest { allocation: AllocationChoice::Paper, ..best },
             PlanRequest { allocation: AllocationChoice::Epsilon(0.1), ..best },
             PlanRequest { allocation: AllocationChoice::Uniform, ..best },
-            PlanRequest { rounding: Some(Rounding { ff: 8, head: 2 }), ..best },
-            PlanRequest { rounding: Some(Rounding { ff: 8, head: 4 }), ..best },
+            PlanRequest { rounding: Some(Rounding { ff: 8, head: 2, rank: 8 }), ..best },
+            PlanRequest { rounding: Some(Rounding { ff: 8, head: 4, rank: 8 }), ..best },
+            PlanRequest { rounding: Some(Rounding { ff: 8, head: 4, rank: 4 }), ..best },
+            PlanRequest::new(TARGET, Mode::Svd),
+            PlanRequest::new(TARGET, Mode::Asvd),
+            PlanRequest {
+                methods: Methods::of_maps(MapMetric::Asvd { alpha: 1.0 }),
+                ..PlanRequest::new(TARGET, Mode::Asvd)
+            },
+            PlanRequest::new(TARGET, Mode::Sliced),
+            PlanRequest { methods: Methods::MAGNITUDE, ..PlanRequest::new(TARGET, Mode::Sliced) },
             with_ridges(Ridges { leverage: 0.5, ..ridges }),
             with_ridges(Ridges { elimination: 0.5, ..ridges }),
             with_ridges(Ridges { refit: 0.5, ..ridges }),

@@ -2,10 +2,11 @@
 
 use modegpt_architecture::WeightProvider;
 use modegpt_checkpoint::OutputFolder;
-use modegpt_compress::{Layer, LayerSurvey, survey_layer};
+use modegpt_compress::{Curves, Layer, Orders};
 
 use super::notes::{read_note, write_note};
 use super::{GradientsFolder, PlanRequest, RunError, StatisticsFolder};
+use crate::plan_request::Survey;
 use crate::{Model, Reporter};
 
 /// A model and what has been learnt of it.
@@ -20,7 +21,8 @@ pub struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// What all layers offer under the methods of `request`, one layer in memory at a time.
+    /// What all layers offer under the methods of `request`, one layer in memory at a time, and the orders in which things
+    /// go in each, if there are any.
     ///
     /// Surveys that are in `cache` already are read from there, and new ones written to it.
     ///
@@ -31,7 +33,7 @@ impl Known<'_> {
         request: &PlanRequest,
         cache: Option<&OutputFolder>,
         reporter: &dyn Reporter,
-    ) -> Result<Vec<LayerSurvey>, RunError> {
+    ) -> Result<(Curves, Vec<Orders>), RunError> {
         let config = self.model.config();
         reporter.begin("survey", config.layers.len() as u64);
         let mut surveys = Vec::with_capacity(config.layers.len());
@@ -40,9 +42,7 @@ impl Known<'_> {
             let survey = if let Some(survey) = cache.and_then(|folder| read_note(folder, &note)) {
                 survey
             } else {
-                let grid = request.width_grid(config, index);
-                let survey =
-                    self.with_layer(index, |layer| Ok(survey_layer(layer, &grid, request.methods, request.ridges)?))?;
+                let survey = self.with_layer(index, |layer| Ok(request.survey(layer)?))?;
                 if let Some(folder) = cache {
                     write_note(folder, &note, &survey)?;
                 }
@@ -52,7 +52,7 @@ impl Known<'_> {
             reporter.advance(index as u64 + 1);
         }
         reporter.end();
-        Ok(surveys)
+        Ok(Survey::join(surveys))
     }
 
     /// Reads everything about a layer, lets `work` use it, and drops it.

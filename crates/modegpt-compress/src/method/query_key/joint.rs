@@ -12,9 +12,9 @@ use faer::{Mat, MatRef};
 use modegpt_architecture::Linear;
 use modegpt_linalg::{Gram, JointQueryKey, joint_query_key};
 
-use super::{QueryKey, beyond_first_order, group_gram, kept_by_cr, logit_effects};
+use super::{QueryKey, beyond_first_order, group_gram, kept_by_score, logit_effects};
 use crate::{
-    Error, Layer, Module, ModuleReport,
+    Error, Layer, Module, ModuleReport, QueryKeyMethod,
     matrices::{Place, widen},
 };
 
@@ -71,10 +71,10 @@ pub(super) fn errors(layer: &Layer<'_>, widths: &[usize]) -> Result<Vec<f64>, Er
 }
 
 /// Errors of a token at each of `widths` if columns are kept by score.
-pub(super) fn errors_of_cr(layer: &Layer<'_>, widths: &[usize]) -> Result<Vec<f64>, Error> {
+pub(super) fn errors_by_score(layer: &Layer<'_>, widths: &[usize], method: QueryKeyMethod) -> Result<Vec<f64>, Error> {
     let error = |&width: &usize| {
         let mut total = 0.0;
-        for (kv_head, kept) in kept_by_cr(layer, width)?.iter().enumerate() {
+        for (kv_head, kept) in kept_by_score(layer, width, method)?.iter().enumerate() {
             let queries = group_gram(layer, &layer.statistics.query, kv_head)?;
             let (metric, divisor) = key_metric(layer, kv_head)?;
             let lost: Vec<usize> = (0..layer.shape.d_qk).filter(|column| !kept.contains(column)).collect();

@@ -13,9 +13,9 @@
 use modegpt_architecture::{Linear, Matrix};
 use modegpt_linalg::{Gains, Gram, PairElimination, eliminate_pairs, refit_gains};
 
-use super::{QueryKey, beyond_first_order, columns, compose_pairs, kept_by_cr, logit_effects};
+use super::{QueryKey, beyond_first_order, columns, compose_pairs, kept_by_score, logit_effects};
 use crate::{
-    Error, Layer, Module, ModuleReport, Ridges,
+    Error, Layer, Module, ModuleReport, QueryKeyMethod, Ridges,
     matrices::{Place, select_outputs},
 };
 
@@ -80,11 +80,11 @@ pub(super) fn errors(
 }
 
 /// Errors of a token at each of `widths` if pairs are kept by score and nothing is refitted.
-pub(super) fn errors_of_cr(layer: &Layer<'_>, widths: &[usize]) -> Result<Vec<f64>, Error> {
+pub(super) fn errors_by_score(layer: &Layer<'_>, widths: &[usize], method: QueryKeyMethod) -> Result<Vec<f64>, Error> {
     let (metrics, n_tokens) = metrics(layer)?;
     let (group, half) = (layer.config.group_size(), layer.shape.d_qk / 2);
     let error = |&width: &usize| {
-        let kept = kept_by_cr(layer, width)?;
+        let kept = kept_by_score(layer, width, method)?;
         let of_head = |(head, gram): (usize, &Gram)| {
             let lost: Vec<usize> = (0..half).filter(|pair| !kept[head / group].contains(pair)).collect();
             let pairs = lost.iter().flat_map(|&i| lost.iter().map(move |&j| (i, j)));

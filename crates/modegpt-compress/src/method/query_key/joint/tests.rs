@@ -35,7 +35,7 @@ fn logits_of_the_compressed_maps_make_the_reported_error() {
             assert!(reported < last);
             last = reported;
             let curve = errors(&whole, &[d_qk, 8]).expect("fine");
-            let cr = errors_of_cr(&whole, &[d_qk, 8]).expect("fine");
+            let cr = errors_by_score(&whole, &[d_qk, 8], QueryKeyMethod::Cr).expect("fine");
             assert!(curve[0] < cr[0] && curve[1] == 0.0 && cr[1] == 0.0, "{curve:?} {cr:?}");
             let direct = error / 60.0 / 60.0 / seen.residual_energy();
             // Where little is lost, the curve tells what the maps do; where much is lost, more.

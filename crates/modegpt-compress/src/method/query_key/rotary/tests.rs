@@ -85,7 +85,7 @@ fn orders_found_before_give_the_same_layer() {
     seen.attention_output = (0..4).map(|head| gram_of(Random::new(10 + head).mat(50, 8).as_ref())).collect();
     let whole = layer(0, &config, &weights, &seen);
     let present = Widths::from(&config.layers[0]);
-    let grid = WidthGrid::new(present, true, crate::Rounding { ff: 8, head: 2 }, 0.9);
+    let grid = WidthGrid::new(present, true, crate::Rounding { ff: 8, head: 2, rank: 8 }, 0.9);
     let survey = survey_layer(&whole, &grid, Methods::BEST, Ridges::default()).expect("fine");
     let plan = crate::testing::plan(24, 4, 4);
     let with = |orders: &Orders| compress_layer(&whole, &plan, Methods::BEST, Ridges::default(), orders).expect("fine");
