@@ -101,7 +101,7 @@ fn a_plan_of_ranks_is_read_edited_and_obeyed() {
         maps(&summary["layers"][layer]).iter().find(|map| map["name"] == name).expect("a map")["rank"].clone()
     };
     assert_eq!((rank(1, "down"), rank(2, "key")), (json!(9), Value::Null));
-    assert_eq!(desk.json("out/config.json")["layers"][1]["ranks"]["down"], json!(9));
+    assert_eq!(desk.json("out/config.json")["per_layer_config"][1]["ranks"]["down"], json!(9));
     for (path, value, expected) in [
         ("/layers/0/ranks/up", json!(0), "layers[0].ranks.up"),
         ("/layers/0/ranks/up", json!(64), "layers[0].ranks.up"),
