@@ -358,6 +358,13 @@ pub(crate) struct CompressArgs {
     #[arg(long, value_name = "FOLDER", help_heading = "Calibration")]
     pub(crate) statistics: Option<PathBuf>,
 
+    /// Samples of the calibration text to be kept apart, on which plans are tried where there is a choice
+    ///
+    /// With --fisher there is: errors may be weighed with gradients, which tell of small errors only, or without. 0 for no
+    /// trial; then gradients are used in any case.
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Calibration")]
+    pub(crate) held_out: usize,
+
     /// A plan written by `modegpt plan`, instead of a size and of how it is decided
     #[arg(long, value_name = "FILE", conflicts_with_all = DECIDED_BY_PLAN, help_heading = "Size")]
     pub(crate) plan: Option<PathBuf>,

@@ -101,6 +101,15 @@ pub(crate) fn seq_len(model: &Model, asked: Option<usize>) -> usize {
 
 /// Draws the samples that were asked for.
 pub(crate) fn draw_calibration(model: &Model, args: &CalibrationArgs) -> Result<Calibration, Failure> {
+    Ok(draw_and_hold_out(model, args, 0)?.0)
+}
+
+/// Draws the samples that were asked for, and `n_held_out` others if the text has so many.
+pub(crate) fn draw_and_hold_out(
+    model: &Model,
+    args: &CalibrationArgs,
+    n_held_out: usize,
+) -> Result<(Calibration, Option<Calibration>), Failure> {
     if args.calibration.is_empty() {
         return Err(Failure::Usage("text to calibrate on is missing: --calibration FILE…".to_owned()));
     }
@@ -114,7 +123,7 @@ pub(crate) fn draw_calibration(model: &Model, args: &CalibrationArgs) -> Result<
             Placement::Spread => Strategy::Spread,
         },
     };
-    Ok(Calibration::draw(model, &corpora, options)?)
+    Ok(Calibration::draw_and_hold_out(model, &corpora, options, n_held_out)?)
 }
 
 /// The size that was asked for.

@@ -258,6 +258,23 @@ fn lengths_devices_and_memory_that_are_not_there() {
 }
 
 #[test]
+fn device_memory_for_less_than_a_sample_is_refused_with_what_suffices() {
+    let desk = Desk::new();
+    for command in ["calibrate opt", "compress opt --sparsity 0.3"] {
+        let line = |most: &str| format!("{command} {SAMPLES} --fisher 64 --max-vram {most} -o out");
+        let told = desk.run(&line("1KiB"));
+        let told = told.refused(1, &["one sample of 64 tokens needs ", "but --max-vram allows 0 MiB", "--seq-len"]);
+        assert!(!desk.exists("out") && !desk.exists("out.partial"));
+        let suffices = told.stderr.split("allow --max-vram ").nth(1).expect("a size").trim();
+        let mib: u64 = suffices.strip_suffix("MiB").and_then(|n| n.parse().ok()).expect("a number of MiB");
+        let less = format!("{}MiB", mib - 1);
+        desk.run(&line(&less)).refused(1, &[&format!("--max-vram allows {} MiB", mib - 1)]);
+        desk.run(&line(suffices)).ok();
+        desk.remove("out");
+    }
+}
+
+#[test]
 fn outputs_that_cannot_be_written() {
     let desk = Desk::new();
     desk.write("file", "something");

@@ -44,7 +44,7 @@ fn n_bytes(tensors: &Tensors) -> u64 {
     tensors.values().map(|tensor| tensor.data.len() as u64).sum()
 }
 
-const COMPRESS_NAMES: &str = "output mode methods allocation unit params_before params_after block_params_before block_params_after sparsity \
+const COMPRESS_NAMES: &str = "output mode methods allocation unit tried params_before params_after block_params_before block_params_after sparsity \
     sparsity_of_all_params bytes_before bytes_after dtype device special_tokens calibration_token_hash \
     calibration_samples calibration_seq_len seed fallbacks planned_host_bytes peak_host_bytes secs layers";
 
@@ -335,8 +335,8 @@ fn a_count_of_zero_is_wrong_use() {
     let bare = "calibrate opt --calibration train.txt --device cpu -o out".to_owned();
     let common = ["--batch-tokens", "--threads"];
     for (line, options) in [
-        (&compress, [&common[..], &["--shards", "--round-ff", "--round-head"]].concat()),
-        (&bare, [&common[..], &["--shards", "--samples", "--seq-len"]].concat()),
+        (&compress, [&common[..], &["--shards", "--fisher", "--round-ff", "--round-head"]].concat()),
+        (&bare, [&common[..], &["--shards", "--fisher", "--samples", "--seq-len"]].concat()),
         (&plan, vec!["--round-ff", "--round-head"]),
         (&eval, [&common[..], &["--seq-len", "--stride", "--max-windows"]].concat()),
         (&bench, [&common[..], &["--seq-len"]].concat()),

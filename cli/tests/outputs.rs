@@ -49,17 +49,27 @@ fn an_unfinished_run_is_continued_or_replaced_only_when_asked() {
     interrupt(&desk, &line("out"), "statistics/layer-00001.safetensors");
     desk.run(&line("out")).refused(1, &["`out.partial` holds an unfinished run", "--resume", "--force"]);
     for (change, with, named) in [
-        ("--sparsity 0.3", "--sparsity 0.4", "plan was"),
-        ("--samples 40", "--samples 39", "samples was 40 of 256 tokens, now 39 of 256 tokens"),
+        ("--sparsity 0.3", "--sparsity 0.4", "differently: --sparsity was 0.3, now 0.4\n"),
+        (
+            "--sparsity 0.3",
+            "--target-params 600K",
+            "differently: --sparsity was 0.3, now not given; --target-params was not given, now 600000\n",
+        ),
+        ("--sparsity 0.3", "--sparsity 0.3 --mode paper", "--mode was best, now paper"),
+        ("--sparsity 0.3", "--sparsity 0.3 --mlp leverage", "differently: --mlp was not given, now leverage\n"),
+        ("--sparsity 0.3", "--sparsity 0.3 --allocation uniform", "--allocation was not given, now uniform\n"),
+        ("--samples 40", "--samples 39", "--samples was 40, now 39"),
         ("--samples 40", "--samples 40 --seed 1", "calibration tokens was"),
-        ("--device cpu", "--device cpu --dtype f32", "dtype was float16, now float32"),
-        ("--device cpu", "--device cpu --ridge 0.1", "plan was"),
-        ("--device cpu", "--device cpu --shards 2", "shards was 1, now 2"),
+        ("--samples 40", "--samples 40 --fisher", "--fisher was not given, now 2048"),
+        ("--device cpu", "--device cpu --dtype f32", "--dtype was f16, now f32"),
+        ("--device cpu", "--device cpu --ridge 0.1", "--ridge was 0.001, now 0.1"),
+        ("--device cpu", "--device cpu --shards 2", "--shards was 1, now 2"),
         ("compress opt", "compress gpt2", "model was"),
     ] {
         let other = line("out").replace(change, with);
         let expected = ["cannot resume `out.partial`, which was begun differently", named];
-        desk.run(&format!("{other} --resume")).refused(1, &expected);
+        let told = desk.run(&format!("{other} --resume")).refused(1, &expected);
+        assert!(!told.stderr.contains('{'), "{}", told.stderr);
     }
     assert!(!desk.exists("out"));
     desk.run(&format!("{} --resume", line("out"))).ok();

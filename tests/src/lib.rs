@@ -1,6 +1,7 @@
 //! What the suites share: the data folder, and short ways to open and run models.
 
 mod factorised;
+mod replaced;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,9 +10,10 @@ use modegpt::architecture::WeightProvider;
 use modegpt::checkpoint::{FolderSource, MemorySource};
 use modegpt::model_runtime::{Block, Compute, Embedder, Head};
 use modegpt::text_tools::{Corpus, Strategy};
-use modegpt::{Calibration, CalibrationOptions, Model};
+use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model, Silent, evaluate};
 
-pub use factorised::{Replaced, factorised, multiplied_out, uneven_rank, write_replaced};
+pub use factorised::{factorised, multiplied_out, uneven_rank};
+pub use replaced::{Replaced, dense_layer};
 
 /// The folder with real models and texts: `MODEGPT_DATA`, or the one beside the checkout.
 ///
@@ -69,9 +71,35 @@ pub fn files_of(name: &str) -> MemorySource {
 pub fn stories(model: &Model, n_samples: usize, seq_len: usize) -> Calibration {
     let text = read_text("text/tinystories/train.txt");
     let beginning: String = text.chars().take(n_samples * seq_len * 8).collect();
-    let corpus = Corpus::from_plain("train.txt", &beginning).expect("stories");
+    spread_over(&beginning, model, n_samples, seq_len)
+}
+
+/// As [`stories`], of the stories after the first two million characters: samples to be held out.
+///
+/// # Panics
+/// If there are not so many.
+pub fn stories_after(model: &Model, n_samples: usize, seq_len: usize) -> Calibration {
+    let text = read_text("text/tinystories/train.txt");
+    let later: String = text.chars().skip(2_000_000).take(n_samples * seq_len * 8).collect();
+    spread_over(&later, model, n_samples, seq_len)
+}
+
+fn spread_over(text: &str, model: &Model, n_samples: usize, seq_len: usize) -> Calibration {
+    let corpus = Corpus::from_plain("train.txt", text).expect("stories");
     let options = CalibrationOptions { n_samples, seq_len, seed: 0, strategy: Strategy::Spread };
     Calibration::draw(model, &[corpus], options).expect("enough stories")
+}
+
+/// Perplexity on the first characters of the test stories, in windows of 256 tokens.
+///
+/// # Panics
+/// If the forward pass fails.
+pub fn perplexity(model: &Model, n_chars: usize) -> f64 {
+    let stories: String = read_text("text/tinystories/test.txt").chars().take(n_chars).collect();
+    let corpus = Corpus::from_plain("test.txt", &stories).expect("stories");
+    let options = EvaluationOptions { seq_len: 256, stride: 256, max_windows: None, batch_tokens: 2048 };
+    let compute = Compute::host();
+    pollster::block_on(evaluate(model, &[corpus], options, &compute, &Silent)).expect("evaluates").perplexity
 }
 
 /// All logits of one sequence, `[tokens, vocab]`.

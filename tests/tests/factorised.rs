@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use modegpt::Model;
 use modegpt::architecture::{DType, FactorRanks, MapName, ModelConfig, WeightProvider, family};
 use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::{Existing, MemorySource, SaveError, layer_tensors, shard_name, write_layer};
@@ -13,9 +14,8 @@ use modegpt::model_runtime::{Compute, Decoder};
 use modegpt::run::{
     CalibrationRun, CompressionOptions, PlanRequest, PlanSource, StatisticsFolder, calibrate, compress,
 };
-use modegpt::{Model, Silent};
 use modegpt_tests::{
-    differences, factorised, logits, logits_of, multiplied_out, open, open_folder, stories, uneven_rank, write_replaced,
+    differences, factorised, logits, logits_of, multiplied_out, open, open_folder, stories, uneven_rank,
 };
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ fn factors_of_any_ranks_give_the_logits_of_their_products_from_memory_from_a_fol
         check_close(name, &logits_of(&made, &ids(), &compute), &expected, MOST);
 
         let target = folder.path().join(name);
-        write_replaced(&made, &target).expect("no map grows");
+        made.write(&target).expect("no map grows");
         let stored = open_folder(&target);
         assert_eq!(stored.config(), made.config());
         // Models in f16 keep their factors in f16; measured were 4e-3.
@@ -78,14 +78,19 @@ fn factors_of_any_ranks_give_the_logits_of_their_products_from_memory_from_a_fol
     }
 }
 
-#[test]
-fn a_stored_model_reads_back_and_is_written_again_byte_for_byte() {
+/// Calls `check` with the name of every model, a stored one with some maps as products, and its folder.
+fn for_each_stored(check: impl Fn(&str, &Model, &Path)) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     for name in MODELS {
-        let model = open(name);
         let target = folder.path().join(name);
-        write_replaced(&factorised(&model, uneven_rank), &target).expect("no map grows");
-        let stored = open_folder(&target);
+        factorised(&open(name), uneven_rank).write(&target).expect("no map grows");
+        check(name, &open_folder(&target), &target);
+    }
+}
+
+#[test]
+fn a_stored_model_reads_back_and_is_written_again_byte_for_byte() {
+    for_each_stored(|name, stored, target| {
         let (config, dtype) = (stored.config(), stored.checkpoint.dtype());
         let ranks: std::collections::BTreeSet<_> = config.layers.iter().map(|shape| shape.ranks.up).collect();
         assert!(ranks.len() > 2, "{name}: ranks are the same everywhere");
@@ -99,17 +104,13 @@ fn a_stored_model_reads_back_and_is_written_again_byte_for_byte() {
         }
         let json = family::to_json(config, stored.checkpoint.config_json(), dtype);
         assert_eq!(&json, stored.checkpoint.config_json());
-    }
+    });
 }
 
 #[test]
 fn parameters_are_the_numbers_that_are_stored() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    for name in MODELS {
+    for_each_stored(|name, stored, _| {
         let model = open(name);
-        let target = folder.path().join(name);
-        write_replaced(&factorised(&model, uneven_rank), &target).expect("no map grows");
-        let stored = open_folder(&target);
         let tensors = stored.checkpoint.index().entries();
         let numbers: usize = tensors.values().map(|entry| entry.shape.iter().product::<usize>()).sum();
         assert_eq!(stored.params(), numbers as u64, "{name}");
@@ -122,7 +123,7 @@ fn parameters_are_the_numbers_that_are_stored() {
         let products: usize =
             stored.config().layers.iter().flat_map(|shape| MapName::ALL.map(|m| shape.ranks.get(m))).flatten().count();
         assert_eq!((factors(".a.weight"), factors(".b.weight"), factors(".a.bias")), (products, products, 0));
-    }
+    });
 }
 
 #[test]
@@ -176,28 +177,20 @@ fn maps_that_would_grow_and_weights_that_do_not_fit_are_not_written() {
 fn a_factorised_model_calibrates_but_is_not_compressed_again() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |name: &str| folder.path().join(name);
-    write_replaced(&factorised(&open("stories260k"), uneven_rank), &at("model")).expect("no map grows");
+    factorised(&open("stories260k"), uneven_rank).write(&at("model")).expect("no map grows");
     let model = open_folder(at("model"));
     let (calibration, compute) = (stories(&model, 2, 32), Compute::host());
     let run = CalibrationRun {
-        model: &model,
-        calibration: &calibration,
-        compute: &compute,
-        gram_path: GramPath::Host,
         collect: Collect { logits: true, inputs: true },
-        gradient_tokens: None,
         batch_tokens: 64,
-        n_shards: 1,
-        max_host_bytes: None,
-        reporter: &Silent,
+        ..CalibrationRun::new(&model, &calibration, &compute, GramPath::Host)
     };
     pollster::block_on(calibrate(&run, &at("statistics"), Existing::Refuse)).expect("calibrates");
     let (seen, _) = StatisticsFolder::new(at("statistics")).read(1, model.fingerprint()).expect("readable");
     assert_eq!(seen.n_tokens, 64);
 
     let make = PlanSource::Make(PlanRequest::new(Target::Sparsity(0.2), Mode::Best));
-    let (dtype, existing) = (None, Existing::Refuse);
-    let options = CompressionOptions { plan: make, dtype, strict: true, statistics: None, existing };
+    let options = CompressionOptions::new(make);
     let error = pollster::block_on(compress(&run, &options, &at("out"))).expect_err("maps are products").to_string();
     assert!(error.starts_with("layer 1: the query map is a product of rank"), "{error}");
     assert!(!at("out").exists() && !at("out.partial").exists());
@@ -217,11 +210,8 @@ fn files_of(folder: &Path) -> (MemorySource, Value) {
 
 #[test]
 fn configurations_that_lie_about_ranks_are_refused_by_name() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    for name in MODELS {
-        let target = folder.path().join(name);
-        write_replaced(&factorised(&open(name), uneven_rank), &target).expect("no map grows");
-        let (source, config) = files_of(&target);
+    for_each_stored(|name, _, target| {
+        let (source, config) = files_of(target);
         let mut tried = 0;
         for layer in 1..config["per_layer_config"].as_array().expect("a list").len() {
             let ranks = config["per_layer_config"][layer]["ranks"].as_object().expect("some are products").clone();
@@ -250,5 +240,5 @@ fn configurations_that_lie_about_ranks_are_refused_by_name() {
             }
         }
         assert!(tried > 50, "{name}: only {tried}");
-    }
+    });
 }

@@ -2,15 +2,12 @@
 
 #![expect(clippy::print_stdout, reason = "what was measured is worth reading")]
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use modegpt::architecture::{
-    LayerWeights, Linear, Matrix, ModelConfig, NormPlacement, OuterWeights, Weight, WeightError, WeightProvider,
-};
+use modegpt::architecture::{LayerWeights, Linear, ModelConfig, NormPlacement, WeightProvider};
 use modegpt::gradient::{
     GradientError, GradientOptions, Labels, LayerGradients, Loss, RowFisher, Samples, Tape, collect_gradients, forward,
     loss_gradient,
@@ -19,7 +16,7 @@ use modegpt::linalg::Gram;
 use modegpt::model_runtime::{Block, Compute, Embedder, Head, Point, Probe};
 use modegpt::run::{self, GradientRun, GradientsFolder, RunError};
 use modegpt::{Calibration, Model, Silent};
-use modegpt_tests::{open, stories};
+use modegpt_tests::{Replaced, dense_layer, open, stories};
 
 const MODELS: [&str; 3] = ["opt-tiny-stories", "stories260k", "gpt2-tiny-stories"];
 
@@ -237,7 +234,7 @@ fn check_residual(name: &str, found: &Collected, expected: &Whole) {
 #[test]
 fn a_norm_behind_the_sum_comes_between_stream_and_gradient() {
     let model = open("opt-tiny-stories");
-    let mut post_norm = Edited::new(&model, |_, _| {});
+    let mut post_norm = Replaced::edited(&model, |_, _| {});
     // What it computes makes no sense, but it computes something.
     post_norm.config.norm_placement = NormPlacement::Post;
     let text = stories(&model, 2, 24);
@@ -357,57 +354,6 @@ fn gradient_of_the_embeddings_equals_finite_differences() {
     }
 }
 
-/// Changes the layer of the given index.
-type Edit<'a> = dyn Fn(usize, &mut LayerWeights) + 'a;
-
-/// A model of which one layer is replaced, and which notes what it is asked for.
-struct Edited<'a> {
-    model: &'a Model,
-    config: ModelConfig,
-    edit: Box<Edit<'a>>,
-    asked: RefCell<Vec<usize>>,
-}
-
-impl<'a> Edited<'a> {
-    fn new(model: &'a Model, edit: impl Fn(usize, &mut LayerWeights) + 'a) -> Self {
-        Self { model, config: model.config().clone(), edit: Box::new(edit), asked: RefCell::default() }
-    }
-}
-
-impl WeightProvider for Edited<'_> {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn layer(&self, index: usize) -> Result<LayerWeights<Weight>, WeightError> {
-        self.asked.borrow_mut().push(index);
-        let mut weights = dense(self.model, index);
-        (self.edit)(index, &mut weights);
-        Ok(weights.into())
-    }
-
-    fn outer(&self) -> Result<OuterWeights, WeightError> {
-        self.model.checkpoint.outer()
-    }
-
-    fn embedding_rows(&self, ids: &[u32]) -> Result<Matrix, WeightError> {
-        self.model.checkpoint.embedding_rows(ids)
-    }
-
-    fn position_rows(&self, range: Range<usize>) -> Result<Option<Matrix>, WeightError> {
-        self.model.checkpoint.position_rows(range)
-    }
-
-    fn head_rows(&self, range: Range<usize>) -> Result<Matrix, WeightError> {
-        self.model.checkpoint.head_rows(range)
-    }
-}
-
-/// The weights of a layer of a model that holds no map as a product.
-fn dense(model: &Model, layer: usize) -> LayerWeights {
-    model.checkpoint.layer(layer).expect("readable weights").into_dense().expect("dense weights")
-}
-
 /// One of the maps.
 type Pick = fn(&mut LayerWeights) -> &mut Linear;
 
@@ -428,7 +374,7 @@ fn row_fisher_equals_finite_differences_of_weights() {
         // The row that matters most, whose differences stand out of rounding.
         let rows = &found[map];
         let row = (0..rows.len()).max_by(|a, b| rows[*a].total_cmp(&rows[*b])).expect("rows");
-        let d_out = pick(&mut dense(&model, layer)).weight.cols;
+        let d_out = pick(&mut dense_layer(&model, layer)).weight.cols;
         let mut sum = 0.0;
         for ids in &text.windows {
             for column in 0..d_out {
@@ -438,7 +384,7 @@ fn row_fisher_equals_finite_differences_of_weights() {
                             pick(weights).weight.data[row * d_out + column] += step;
                         }
                     };
-                    let edited = Edited::new(&model, edit);
+                    let edited = Replaced::edited(&model, edit);
                     loss(&edited, ids, |_| {})
                 };
                 sum += ((at(0.01) - at(-0.01)) / 0.02).powi(2);
@@ -548,9 +494,9 @@ fn mean_entropy(model: &Model, text: &Calibration) -> f64 {
 fn every_layer_is_loaded_once_forward_and_once_backward() {
     let model = open("stories260k");
     let text = stories(&model, 3, 12);
-    let edited = Edited::new(&model, |_, _| {});
+    let edited = Replaced::edited(&model, |_, _| {});
     collect(&edited, &text, None, NEXT);
-    assert_eq!(*edited.asked.borrow(), [0, 1, 2, 3, 4, 4, 3, 2, 1, 0]);
+    assert_eq!(edited.asked(), [0, 1, 2, 3, 4, 4, 3, 2, 1, 0]);
 }
 
 #[test]
@@ -574,7 +520,7 @@ fn what_cannot_be_differentiated_is_refused() {
             weights.down.weight.data[0] = f32::NAN;
         }
     };
-    let broken = Edited::new(&model, edit);
+    let broken = Replaced::edited(&model, edit);
     let refused =
         collect_on(&Compute::host(), &broken, &text, None, NEXT, 1).err().expect("a weight that is no number");
     assert!(refused.to_string().starts_with("layer 3: the output holds values that are not finite"), "{refused}");

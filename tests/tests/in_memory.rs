@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use modegpt::architecture::{ModelConfig, NormPlacement};
 use modegpt::calibration::{Collect, GramPath};
-use modegpt::checkpoint::{Existing, MemorySource};
+use modegpt::checkpoint::MemorySource;
 use modegpt::compress::{ErrorUnit, Methods, Mode, Plan, Target};
 use modegpt::evaluation::{SamplerOptions, Stop};
 use modegpt::in_memory::{self, InMemoryError, Observation, SparsityRequest};
@@ -41,24 +41,11 @@ fn observe(model: &Model, calibration: &Calibration, collect: Collect) -> Result
 fn compress_to_folder(model: &Model, calibration: &Calibration, request: PlanRequest, target: &Path) {
     let compute = Compute::host();
     let run = CalibrationRun {
-        model,
-        calibration,
-        compute: &compute,
-        gram_path: GramPath::Host,
         collect: request.collect(),
-        gradient_tokens: None,
         batch_tokens: 1024,
-        n_shards: 1,
-        max_host_bytes: None,
-        reporter: &Silent,
+        ..CalibrationRun::new(model, calibration, &compute, GramPath::Host)
     };
-    let options = CompressionOptions {
-        plan: PlanSource::Make(request),
-        dtype: None,
-        strict: false,
-        statistics: None,
-        existing: Existing::Refuse,
-    };
+    let options = CompressionOptions::new(PlanSource::Make(request));
     pollster::block_on(modegpt::run::compress(&run, &options, target)).expect("compresses");
 }
 

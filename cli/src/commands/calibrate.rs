@@ -24,7 +24,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         let bars = Bars::default();
         // Whatever a later compression may need.
         let collect = Collect { logits: true, inputs: args.inputs };
-        let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars);
+        let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
         announce(&model, &calibration, &found, run.memory_plan(false));
         pollster::block_on(calibrate(&run, &args.output, existing))?
     } else {

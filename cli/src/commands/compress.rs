@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use modegpt::architecture::{DType, Family, ModelConfig};
 use modegpt::calibration::Collect;
-use modegpt::compress::{Allocation, ErrorUnit, LayerReport, Methods, Mode, Plan};
+use modegpt::compress::{Allocation, ErrorUnit, LayerReport, Methods, Mode, Plan, TriedPlan};
 use modegpt::run::{
     CalibrationRun, CompressionOptions, CompressionResult, MemoryPlan, PlanSource, StatisticsFolder, check_request,
     compress,
@@ -28,6 +28,8 @@ pub(crate) struct Summary {
     allocation: Allocation,
     /// What errors were weighed with.
     unit: ErrorUnit,
+    /// The plans that were tried on held-out text, if more than one.
+    tried: Vec<TriedPlan>,
     pub(crate) params_before: u64,
     pub(crate) params_after: u64,
     pub(crate) block_params_before: u64,
@@ -69,6 +71,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         dtype: args.dtype.map(inputs::dtype),
         strict: args.strict,
         statistics: args.statistics.as_ref().map(StatisticsFolder::new),
+        held_out: None,
         existing: inputs::existing(args.force, args.resume),
     };
     // Found out before any work: a sparsity that cannot be reached.
@@ -76,10 +79,12 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     let calibration = match &options.statistics {
         Some(statistics) if args.calibration.calibration.is_empty() => statistics.calibration(model.fingerprint())?,
         statistics => {
-            let drawn = inputs::draw_calibration(&model, &args.calibration)?;
+            let n_held_out = if has_choice(&options.plan) { args.held_out } else { 0 };
+            let (drawn, held_out) = inputs::draw_and_hold_out(&model, &args.calibration, n_held_out)?;
             if let Some(statistics) = statistics {
                 check_samples(&drawn, &statistics.calibration(model.fingerprint())?)?;
             }
+            options.held_out = held_out;
             drawn
         }
     };
@@ -89,14 +94,32 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     {
         request.methods.prefix = request.mode == Mode::Best && prefix_pays(model.config(), &calibration);
     }
-    let (collect, prefix) = (options.plan.collect(), options.plan.methods().prefix);
-    let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars);
-    let memory = run.memory_plan(prefix);
+    let collect = options.plan.collect();
+    let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
+    let memory = options.memory_plan(&run);
     announce(&model, &calibration, &found, memory);
     announce_plan(&options.plan);
+    announce_trial(&options);
     let result = pollster::block_on(compress(&run, &options, &args.output))?;
     let summary = summarise(&result, args, &model, &calibration, &found, memory, begin);
     if args.common.json { printer::json(&summary) } else { print(&summary, &result.folder) }
+}
+
+/// Whether more than one plan serves.
+fn has_choice(plan: &PlanSource) -> bool {
+    matches!(plan, PlanSource::Make(request) if request.alternatives().len() > 1)
+}
+
+/// Says whether plans will be tried.
+fn announce_trial(options: &CompressionOptions) {
+    if let Some(held_out) = &options.held_out {
+        printer::remark(&format!(
+            "held out     {} samples, on which errors in other units are tried",
+            held_out.windows.n
+        ));
+    } else if has_choice(&options.plan) {
+        printer::remark("held out     none: errors without gradients are not tried");
+    }
 }
 
 /// Refuses a refit on the compressed prefix without samples that could be carried through it.
@@ -143,6 +166,9 @@ fn check_target(model: &Model, options: &CompressionOptions) -> Result<(), Failu
 }
 
 /// A calibration run with as many tokens at once as the device's memory allows.
+///
+/// # Errors
+/// If one sample alone needs more.
 pub(crate) fn run_of<'a>(
     model: &'a Model,
     calibration: &'a Calibration,
@@ -151,27 +177,20 @@ pub(crate) fn run_of<'a>(
     collect: Collect,
     batch_tokens: usize,
     reporter: &'a dyn Reporter,
-) -> CalibrationRun<'a> {
-    let mut run = CalibrationRun {
-        model,
-        calibration,
-        compute: &found.compute,
-        gram_path: found.gram_path,
+) -> Result<CalibrationRun<'a>, Failure> {
+    let run = CalibrationRun {
         collect,
         gradient_tokens: args.fisher,
         batch_tokens,
         n_shards: args.shards,
         max_host_bytes: args.max_ram,
         reporter,
+        ..CalibrationRun::new(model, calibration, &found.compute, found.gram_path)
     };
-    let seq_len = calibration.windows.seq_len;
-    while let Some(most) = args.max_vram
-        && run.memory_plan(false).device_bytes > most
-        && run.batch_tokens > seq_len
-    {
-        run.batch_tokens /= 2;
-    }
-    run
+    Ok(match args.max_vram {
+        Some(most) => run.within_device(most)?,
+        None => run,
+    })
 }
 
 /// Says, before work begins, what will be done and what memory it takes.
@@ -240,6 +259,7 @@ fn summarise(
         methods: result.plan.methods,
         allocation: result.plan.allocation,
         unit: result.plan.unit,
+        tried: result.plan.tried.clone(),
         params_before,
         params_after,
         block_params_before: totals.block_params_before,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use modegpt::checkpoint::{Existing, FolderSource, MemorySource};
+use modegpt::checkpoint::{FolderSource, MemorySource};
 use modegpt::compress::{Mode, Target};
 use modegpt::evaluation::SamplerOptions;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
@@ -118,20 +118,14 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
     request.methods.prefix = prefix_pays(model.config(), &calibration);
     let plan = PlanSource::Make(request);
     let run = CalibrationRun {
-        model,
-        calibration: &calibration,
-        compute: &found.compute,
-        gram_path: found.gram_path,
         collect: request.collect(),
-        gradient_tokens: None,
         batch_tokens: args.common.batch_tokens,
-        n_shards: 1,
-        max_host_bytes: None,
         reporter: &bars,
+        ..CalibrationRun::new(model, &calibration, &found.compute, found.gram_path)
     };
     announce(model, &calibration, found, run.memory_plan(request.methods.prefix));
     announce_plan(&plan);
-    let options = CompressionOptions { plan, dtype: None, strict: false, statistics: None, existing: Existing::Refuse };
+    let options = CompressionOptions::new(plan);
     let result = pollster::block_on(compress(&run, &options, target))?;
     Ok(layer_table(&result.report.layers))
 }

@@ -1,11 +1,11 @@
 //! Statistics of one layer while the batches come in.
 
 use modegpt_architecture::{LayerShape, ModelConfig};
-use modegpt_linalg::{Gram, GramAccumulator};
+use modegpt_linalg::HeadGrams;
 use modegpt_model::{Compute, ComputeError, Observations};
 use modegpt_statistics::{InputGrams, LayerStatistics};
 
-use crate::hidden_gram::{GramPath, HiddenGram, add_column_sums};
+use crate::activation_gram::{ActivationGram, GramPath, add_column_sums};
 use crate::logits::{AttentionGeometry, LogitEffects, Rows};
 
 /// Which statistics are collected beside those that every method needs.
@@ -21,16 +21,15 @@ pub struct Collect {
 pub(crate) struct Accumulators<'a> {
     n_tokens: u64,
     influence_sum: f64,
-    residual_sum: f64,
     inverse_residual_sum: f64,
     logits: Option<LogitEffects<'a>>,
-    inputs: Option<[HiddenGram; 3]>,
-    hidden: HiddenGram,
-    query: Heads,
-    key: Heads,
+    inputs: Option<[ActivationGram; 3]>,
+    hidden: ActivationGram,
+    query: HeadGrams,
+    key: HeadGrams,
     key_sum: Vec<f64>,
-    value: Heads,
-    attention: Heads,
+    value: HeadGrams,
+    attention: HeadGrams,
 }
 
 impl<'a> Accumulators<'a> {
@@ -46,16 +45,15 @@ impl<'a> Accumulators<'a> {
         Self {
             n_tokens: 0,
             influence_sum: 0.0,
-            residual_sum: 0.0,
             inverse_residual_sum: 0.0,
             logits: attention.map(LogitEffects::new),
-            inputs: inputs.then(|| widths.map(|width| HiddenGram::new(width, path))),
-            hidden: HiddenGram::new(shape.d_ff, path),
-            query: Heads::new(config.n_heads, shape.d_qk),
-            key: Heads::new(config.n_kv_heads, shape.d_qk),
+            inputs: inputs.then(|| widths.map(|width| ActivationGram::new(width, path))),
+            hidden: ActivationGram::new(shape.d_ff, path),
+            query: HeadGrams::new(config.n_heads, shape.d_qk),
+            key: HeadGrams::new(config.n_kv_heads, shape.d_qk),
             key_sum: vec![0.0; config.n_kv_heads * shape.d_qk],
-            value: Heads::new(config.n_kv_heads, shape.d_v),
-            attention: Heads::new(config.n_heads, shape.d_v),
+            value: HeadGrams::new(config.n_kv_heads, shape.d_v),
+            attention: HeadGrams::new(config.n_heads, shape.d_v),
         }
     }
 
@@ -72,7 +70,6 @@ impl<'a> Accumulators<'a> {
         self.influence_sum += influence_sum(before, after, d_model);
         for row in after.chunks_exact(d_model) {
             let energy: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
-            self.residual_sum += energy;
             self.inverse_residual_sum += if energy > 0.0 { energy.recip() } else { 0.0 };
         }
         self.hidden.add(seen.hidden, compute).await?;
@@ -82,13 +79,13 @@ impl<'a> Accumulators<'a> {
             mlp.add(seen.mlp_input, compute).await?;
         }
         let query = compute.read(seen.query).await?;
-        self.query.add(&query);
+        self.query.add_rows(&query);
         let key = compute.read(seen.key).await?;
         add_column_sums(&mut self.key_sum, &key);
-        self.key.add(&key);
+        self.key.add_rows(&key);
         let value = compute.read(seen.value).await?;
-        self.value.add(&value);
-        self.attention.add(&compute.read(seen.attention).await?);
+        self.value.add_rows(&value);
+        self.attention.add_rows(&compute.read(seen.attention).await?);
         if let Some(logits) = &mut self.logits {
             logits.add(&Rows { query: &query, key: &key, value: &value }, seq_len);
         }
@@ -97,7 +94,7 @@ impl<'a> Accumulators<'a> {
 
     pub(crate) fn finish(self) -> LayerStatistics {
         let (mlp, mlp_sum) = self.hidden.finish();
-        let key_width = self.key.width;
+        let key_width = self.key.width();
         let (logit, logit_queries) = self.logits.map_or_else(Default::default, LogitEffects::finish);
         LayerStatistics {
             n_tokens: self.n_tokens,
@@ -109,7 +106,6 @@ impl<'a> Accumulators<'a> {
             key_sum: self.key_sum.chunks_exact(key_width).map(<[f64]>::to_vec).collect(),
             value: self.value.finish(),
             attention_output: self.attention.finish(),
-            residual_sum: self.residual_sum,
             inverse_residual_sum: self.inverse_residual_sum,
             logit,
             logit_queries,
@@ -118,29 +114,6 @@ impl<'a> Accumulators<'a> {
                 InputGrams { attention, output, mlp }
             }),
         }
-    }
-}
-
-/// One Gram matrix for each head of a wide activation.
-struct Heads {
-    grams: Vec<GramAccumulator>,
-    width: usize,
-}
-
-impl Heads {
-    fn new(n_heads: usize, width: usize) -> Self {
-        Self { grams: (0..n_heads).map(|_| GramAccumulator::new(width)).collect(), width }
-    }
-
-    fn add(&mut self, rows: &[f32]) {
-        let stride = self.grams.len() * self.width;
-        for (head, gram) in self.grams.iter_mut().enumerate() {
-            gram.add_rows_strided(rows, rows.len() / stride, stride, head * self.width);
-        }
-    }
-
-    fn finish(self) -> Vec<Gram> {
-        self.grams.into_iter().map(GramAccumulator::finish).collect()
     }
 }
 

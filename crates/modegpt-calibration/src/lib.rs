@@ -9,12 +9,12 @@
 //! [`LayerStatistics`]: modegpt_statistics::LayerStatistics
 
 mod accumulate;
+mod activation_gram;
 mod calibrate;
-mod hidden_gram;
 mod logits;
 mod prefix;
 
 pub use accumulate::Collect;
+pub use activation_gram::{ActivationGram, GramPath};
 pub use calibrate::{CalibrationError, Observing, check_finite, observe_layer, pass_layer};
-pub use hidden_gram::{GramPath, HiddenGram};
 pub use prefix::PrefixAccumulator;

@@ -16,11 +16,11 @@ use modegpt_architecture::LayerWeights;
 use modegpt_model::{Block, Compute, ComputeError, Point, Probe};
 use modegpt_statistics::PrefixStatistics;
 
-use crate::hidden_gram::{GramPath, HiddenGram, add_column_sums};
+use crate::activation_gram::{ActivationGram, GramPath, add_column_sums};
 
 /// [`PrefixStatistics`] while the batches come in.
 pub struct PrefixAccumulator {
-    gram: HiddenGram,
+    gram: ActivationGram,
     cross: Vec<f64>,
     target_sum: Vec<f64>,
     hidden_sum: Vec<f64>,
@@ -50,7 +50,7 @@ impl PrefixAccumulator {
     pub fn new(weights: &LayerWeights, path: GramPath) -> Self {
         let (k, d_model) = (weights.down.weight.rows, weights.down.weight.cols);
         Self {
-            gram: HiddenGram::new(k, path),
+            gram: ActivationGram::new(k, path),
             cross: vec![0.0; k * d_model],
             target_sum: vec![0.0; d_model],
             hidden_sum: vec![0.0; k],

@@ -237,7 +237,7 @@ fn compare(partial: &Path, journal: &Journal) -> Result<(), OutputError> {
     let text = fs::read_to_string(&path).map_err(|e| io_error(&path, e))?;
     let before: Journal = serde_json::from_str(&text).map_err(|e| io_error(&path, e.into()))?;
     let names: std::collections::BTreeSet<&String> = before.keys().chain(journal.keys()).collect();
-    let show = |value: Option<&String>| value.map_or("nothing", String::as_str).to_owned();
+    let show = |value: Option<&String>| value.map_or("not given", String::as_str).to_owned();
     let differences: Vec<String> = names
         .into_iter()
         .filter(|name| before.get(*name) != journal.get(*name))

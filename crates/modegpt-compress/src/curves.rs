@@ -22,6 +22,16 @@ pub enum ErrorUnit {
     ResidualEnergy,
 }
 
+impl ErrorUnit {
+    /// The name that files carry.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nats => "nats",
+            Self::ResidualEnergy => "residual-energy",
+        }
+    }
+}
+
 /// Words, for people.
 impl fmt::Display for ErrorUnit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,9 +124,10 @@ impl ErrorCurve {
     fn hull(&self) -> Vec<usize> {
         let mut hull: Vec<usize> = Vec::new();
         for at in (0..self.widths.len()).rev() {
-            // A corner at or above the line from its neighbour before to the new point is none.
+            // A corner above the line from its neighbour before to the new point is none. Those on the line stay, so that
+            // of a long edge that does not fit, a part can be taken: of units that cost nothing, for one.
             while hull.len() >= 2
-                && self.slope(hull[hull.len() - 2], hull[hull.len() - 1]) >= self.slope(hull[hull.len() - 2], at)
+                && self.slope(hull[hull.len() - 2], hull[hull.len() - 1]) > self.slope(hull[hull.len() - 2], at)
             {
                 hull.pop();
             }

@@ -70,7 +70,7 @@ pub use method::per_matrix::{Factorisation, FactorisedLayer, MapReport, factoris
 pub use method::prefix::refit_down;
 pub use methods::{Methods, MlpMethod, QueryKeyMethod, ValueOutputMethod};
 pub use model_summary::{ModelSummary, Widths};
-pub use plan::{Allocation, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals};
+pub use plan::{Allocation, LayerPlan, Mode, Plan, PlanOptions, Ridges, Totals, TriedPlan};
 pub use report::{LayerReport, ModuleReport, Report};
 pub use rounding::{Rounding, round_widths};
 pub use survey::{LayerSurvey, Orders, survey_layer};

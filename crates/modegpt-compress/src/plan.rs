@@ -207,6 +207,16 @@ pub struct PlanOptions {
     pub ridges: Ridges,
 }
 
+/// A plan that was tried before one was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TriedPlan {
+    /// What it weighs errors in.
+    pub unit: ErrorUnit,
+    /// Mean loss of a token of held-out text, in nats.
+    pub held_out_loss: f64,
+}
+
 /// Every decision about a compression, before any of it is done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -233,6 +243,9 @@ pub struct Plan {
     pub model: ModelSummary,
     /// What the widths below amount to.
     pub totals: Totals,
+    /// The plans of which this is the one that lost least, if several were tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tried: Vec<TriedPlan>,
     /// One entry for each layer, in order.
     pub layers: Vec<LayerPlan>,
 }
@@ -284,6 +297,7 @@ impl Plan {
             model_fingerprint: fingerprint.to_owned(),
             layers: layers.collect(),
             totals: Totals::new(1, 1),
+            tried: Vec::new(),
             model,
         };
         plan.check()?;

@@ -163,7 +163,6 @@ pub(crate) fn statistics(config: &ModelConfig, weights: &LayerWeights, x: MatRef
         key_sum: key.iter().map(|rows| column_sums(rows.as_ref())).collect(),
         value: grams(&heads(&weights.value, config.n_kv_heads, false)),
         attention_output: Vec::new(),
-        residual_sum: x.nrows() as f64,
         inverse_residual_sum: x.nrows() as f64,
         logit: Vec::new(),
         logit_queries: 0,

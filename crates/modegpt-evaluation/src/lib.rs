@@ -16,5 +16,5 @@ mod testing;
 pub use divergence::{Divergence, compare_windows};
 pub use generate::{Stop, generate};
 pub use multiple_choice::{Continuation, ContinuationOptions, Likelihood, score_continuations};
-pub use perplexity::{Score, ScoringOptions, Window, score_windows};
+pub use perplexity::{Score, ScoringOptions, Window, score_end, score_windows};
 pub use sampler::{Sampler, SamplerError, SamplerOptions};

@@ -39,9 +39,14 @@ pub struct Score {
 }
 
 impl Score {
+    /// Loss of a token, in nats: `nll_sum / n_tokens`.
+    pub fn mean(&self) -> f64 {
+        self.nll_sum / self.n_tokens as f64
+    }
+
     /// `exp(nll_sum / n_tokens)`
     pub fn perplexity(&self) -> f64 {
-        (self.nll_sum / self.n_tokens as f64).exp()
+        self.mean().exp()
     }
 
     pub(crate) fn add(&mut self, scores: &[TokenScores]) {
@@ -85,6 +90,25 @@ pub async fn score_windows(
         let head_progress = |part: f64| report(layers + part * (1.0 - layers));
         score_stream(weights, &stream, windows_in_group, compute, &mut score, head_progress).await?;
     }
+    finite(score)
+}
+
+/// Scores windows whose residual stream has come to the end of the layers, one sample of the stream for each window.
+///
+/// # Errors
+/// As [`score_windows`].
+pub async fn score_end(
+    weights: &dyn WeightProvider,
+    stream: &ResidualStream<'_>,
+    windows: &[Window<'_>],
+    compute: &Compute,
+) -> Result<Score, ComputeError> {
+    let mut score = Score::default();
+    score_stream(weights, stream, windows, compute, &mut score, |_| ()).await?;
+    finite(score)
+}
+
+fn finite(score: Score) -> Result<Score, ComputeError> {
     if score.nll_sum.is_finite() { Ok(score) } else { Err(ComputeError::NotFinite { what: "the loss".to_owned() }) }
 }
 

@@ -1,7 +1,7 @@
 //! Gradients of one layer while the batches come in.
 
 use modegpt_architecture::{LayerShape, ModelConfig};
-use modegpt_linalg::{Gram, GramAccumulator};
+use modegpt_linalg::{GramAccumulator, HeadGrams};
 use modegpt_model::{Compute, ComputeError, Point};
 use modegpt_statistics::{LayerGradients, RowFisher};
 
@@ -13,9 +13,9 @@ use crate::row_fisher::RowSums;
 pub(crate) struct Sums {
     residual: GramAccumulator,
     attention_residual: GramAccumulator,
-    query_gain: Option<Heads>,
-    query: Heads,
-    key: Heads,
+    query_gain: Option<HeadGrams>,
+    query: HeadGrams,
+    key: HeadGrams,
     row_fisher: Option<RowSums>,
 }
 
@@ -24,9 +24,9 @@ impl Sums {
         Self {
             residual: GramAccumulator::new(config.d_model),
             attention_residual: GramAccumulator::new(config.d_model),
-            query_gain: config.is_rotary().then(|| Heads::new(config.n_heads, shape.d_qk)),
-            query: Heads::new(config.n_heads, shape.d_qk),
-            key: Heads::new(config.n_kv_heads, shape.d_qk),
+            query_gain: config.is_rotary().then(|| HeadGrams::new(config.n_heads, shape.d_qk)),
+            query: HeadGrams::new(config.n_heads, shape.d_qk),
+            key: HeadGrams::new(config.n_kv_heads, shape.d_qk),
             row_fisher: row_fisher.map(RowSums::new),
         }
     }
@@ -38,10 +38,10 @@ impl Sums {
         self.attention_residual.add_rows(&compute.read(seen.gradient(Point::Output)).await?, n_rows);
         let query = compute.read(seen.gradient(Point::Query)).await?;
         if let Some(gains) = &mut self.query_gain {
-            gains.add(&gain_gradients(&compute.read(seen.value(Point::Query)).await?, &query, gains.width));
+            gains.add_rows(&gain_gradients(&compute.read(seen.value(Point::Query)).await?, &query, gains.width()));
         }
-        self.query.add(&query);
-        self.key.add(&compute.read(seen.gradient(Point::Key)).await?);
+        self.query.add_rows(&query);
+        self.key.add_rows(&compute.read(seen.gradient(Point::Key)).await?);
         if let Some(rows) = &mut self.row_fisher {
             rows.add(seen, seq_len, compute).await?;
         }
@@ -54,7 +54,7 @@ impl Sums {
             loss_sum: loss.sum,
             residual: self.residual.finish(),
             attention_residual: self.attention_residual.finish(),
-            query_gain: self.query_gain.map(Heads::finish).unwrap_or_default(),
+            query_gain: self.query_gain.map(HeadGrams::finish).unwrap_or_default(),
             query: self.query.finish(),
             key: self.key.finish(),
             row_fisher: self.row_fisher.map(RowSums::finish).unwrap_or_default(),
@@ -76,27 +76,4 @@ fn gain_gradients(queries: &[f32], gradients: &[f32], width: usize) -> Vec<f32> 
         }
     }
     gains
-}
-
-/// One Gram matrix for each head of a wide row.
-struct Heads {
-    grams: Vec<GramAccumulator>,
-    width: usize,
-}
-
-impl Heads {
-    fn new(n_heads: usize, width: usize) -> Self {
-        Self { grams: (0..n_heads).map(|_| GramAccumulator::new(width)).collect(), width }
-    }
-
-    fn add(&mut self, rows: &[f32]) {
-        let stride = self.grams.len() * self.width;
-        for (head, gram) in self.grams.iter_mut().enumerate() {
-            gram.add_rows_strided(rows, rows.len() / stride, stride, head * self.width);
-        }
-    }
-
-    fn finish(self) -> Vec<Gram> {
-        self.grams.into_iter().map(GramAccumulator::finish).collect()
-    }
 }

@@ -106,6 +106,11 @@ impl Gram {
         Ok(())
     }
 
+    /// Whether every entry is zero: nothing was ever active.
+    pub fn is_zero(&self) -> bool {
+        self.packed.iter().all(|&value| value == 0.0)
+    }
+
     /// Whether no entry is NaN or infinite.
     pub fn is_finite(&self) -> bool {
         self.packed.iter().all(|value| value.is_finite())
@@ -192,6 +197,6 @@ mod tests {
         assert!(!gram.is_finite());
         let error = gram.check_finite("gram").expect_err("an infinity");
         assert_eq!(error, Error::NotFinite { matrix: "gram", row: 1, column: 0, value: f64::INFINITY });
-        assert!(Gram::zeros(2).is_finite());
+        assert!(Gram::zeros(2).is_finite() && Gram::zeros(2).is_zero());
     }
 }

@@ -17,6 +17,13 @@ pub struct RidgeLeverage {
     pub condition: f64,
 }
 
+impl RidgeLeverage {
+    fn of_silence(dim: usize) -> Self {
+        let (scores, inverse_diagonal) = (vec![0.0; dim], vec![f64::INFINITY; dim]);
+        Self { scores, inverse_diagonal, jitter: Jitter::default(), condition: 1.0 }
+    }
+}
+
 /// Ridge leverage scores of the hidden units with this Gram.
 ///
 /// ```text
@@ -25,6 +32,8 @@ pub struct RidgeLeverage {
 ///
 /// `relative_ridge` is `λ` relative to the mean diagonal of `C`: a large one ranks by energy `C_ii`, a small one by what
 /// the other units cannot explain. Costs one Cholesky factorisation and as much again.
+///
+/// Of units that all never fire none is harder to replace than another: their scores are 0, and `h` is infinite.
 ///
 /// `MoDeGPT`, Algorithm 1 ([arXiv:2408.09632](https://arxiv.org/abs/2408.09632)).
 ///
@@ -42,7 +51,10 @@ pub struct RidgeLeverage {
 /// # Ok::<(), modegpt_linalg::Error>(())
 /// ```
 pub fn ridge_leverage(gram: &Gram, relative_ridge: f64) -> Result<RidgeLeverage, Error> {
-    let cholesky = factorise_gram(gram, relative_ridge)?;
+    let cholesky = match factorise_gram(gram, relative_ridge) {
+        Err(Error::NotPositiveDefinite { .. }) if gram.is_zero() => return Ok(RidgeLeverage::of_silence(gram.dim())),
+        cholesky => cholesky?,
+    };
     let inverse_diagonal = cholesky.inverse_diagonal();
     let scores = inverse_diagonal.iter().map(|h| (1.0 - cholesky.ridge() * h).clamp(0.0, 1.0)).collect();
     let (jitter, condition) = (cholesky.jitter(), cholesky.condition_estimate());
@@ -94,6 +106,17 @@ mod tests {
         let effective_rank: f64 = leverage.scores.iter().sum();
         assert!((4.9..=5.0).contains(&effective_rank), "{effective_rank}");
         assert!((1e2..1e8).contains(&leverage.condition), "{:e}", leverage.condition);
+    }
+
+    #[test]
+    fn units_that_never_fire_are_all_the_same() {
+        let silence = Gram::zeros(5);
+        for relative_ridge in [0.0, 1e-3] {
+            let leverage = ridge_leverage(&silence, relative_ridge).expect("nothing to factorise");
+            assert_eq!((leverage.scores.as_slice(), leverage.jitter), (&[0.0; 5][..], Jitter::default()));
+            assert_eq!(select_by_leverage(&leverage, &silence, 3), [0, 1, 2]);
+        }
+        assert!(matches!(ridge_leverage(&silence, -1.0), Err(Error::Ridge { .. })));
     }
 
     #[test]

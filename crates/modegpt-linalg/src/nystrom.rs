@@ -27,7 +27,7 @@ pub struct Nystrom {
 ///
 /// where `H` are the hidden activations, one row per token, `J` the kept units and `D` the dropped ones. Without a ridge
 /// this is the paper's `C_JJ⁺ C_J: W`. With one it pulls towards the weights that were there, not towards zero: keeping
-/// every unit changes nothing at all, and a unit that never fires keeps its weights.
+/// every unit changes nothing at all, and a unit that never fires keeps its weights, also where all kept ones are such.
 ///
 /// The error is taken from the Grams alone, with `A = W' - W_J`:
 ///
@@ -70,10 +70,16 @@ pub fn nystrom(gram: &Gram, kept: &[usize], down: MatRef<'_, f64>, relative_ridg
         return Ok(Nystrom { down: kept_down, error: 0.0, jitter: Jitter::default(), condition: 1.0 });
     }
     let dropped_down = rows_of(down, &dropped);
-    let cross = gram.block(kept, &dropped) * &dropped_down; // [k, d_model]
-    let cholesky = factorise_kept(gram, kept, relative_ridge)?;
-    let correction = cholesky.solve(cross.as_ref());
+    let overlap = gram.block(kept, &dropped);
     let lost = inner(&dropped_down, &(gram.submatrix(&dropped) * &dropped_down));
+    let cholesky = match factorise_kept(gram, kept, relative_ridge) {
+        Err(Error::NotPositiveDefinite { .. }) if overlap.norm_max() == 0.0 && is_silent(gram, kept) => {
+            return Ok(Nystrom { down: kept_down, error: lost, jitter: Jitter::default(), condition: 1.0 });
+        }
+        cholesky => cholesky?,
+    };
+    let cross = overlap * &dropped_down; // [k, d_model]
+    let correction = cholesky.solve(cross.as_ref());
     let error = lost - inner(&correction, &cross) - cholesky.ridge() * correction.squared_norm_l2();
     Ok(Nystrom {
         down: kept_down + correction,
@@ -81,6 +87,11 @@ pub fn nystrom(gram: &Gram, kept: &[usize], down: MatRef<'_, f64>, relative_ridg
         jitter: cholesky.jitter(),
         condition: cholesky.condition_estimate(),
     })
+}
+
+/// Whether none of `units` ever fires.
+fn is_silent(gram: &Gram, units: &[usize]) -> bool {
+    units.iter().all(|&i| units.iter().all(|&j| gram.get(i, j) == 0.0))
 }
 
 pub(crate) fn rows_of(matrix: MatRef<'_, f64>, rows: &[usize]) -> Mat<f64> {
@@ -206,6 +217,26 @@ mod tests {
         let refit = nystrom(&gram, &[0, 1], down.as_ref(), 1e-8).expect("a ridge");
         assert_near(refit.down[(0, 0)], 1.5, 1e-7);
         assert_near(refit.down[(1, 0)], 5.0, 0.0);
+    }
+
+    #[test]
+    fn kept_units_that_all_never_fire_keep_their_weights() {
+        // Unit 1 alone fires, and is dropped.
+        let gram = Gram::from_packed_lower(3, vec![0.0, 0.0, 4.0, 0.0, 0.0, 0.0]).expect("6");
+        let down = faer::mat![[1.0], [5.0], [2.0]];
+        for relative_ridge in [0.0, 1e-8] {
+            let refit = nystrom(&gram, &[0, 2], down.as_ref(), relative_ridge).expect("nothing to solve");
+            assert_eq!((&refit.down, refit.jitter), (&faer::mat![[1.0], [2.0]], Jitter::default()));
+            assert_near(refit.error, 100.0, 1e-15);
+            let silent = nystrom(&Gram::zeros(3), &[1], down.as_ref(), relative_ridge).expect("nothing to solve");
+            assert_eq!(silent.down, faer::mat![[5.0]]);
+            assert_near(silent.error, 0.0, 0.0);
+        }
+        // What never fires has nothing in common with what does.
+        let broken = Gram::from_packed_lower(2, vec![0.0, 1.0, 4.0]).expect("3");
+        let refused = nystrom(&broken, &[0], down.get(..2, ..), 1e-8);
+        assert!(matches!(refused, Err(Error::NotPositiveDefinite { pivot: 0, .. })));
+        assert!(matches!(nystrom(&gram, &[0], down.as_ref(), -1.0), Err(Error::Ridge { .. })));
     }
 
     #[test]

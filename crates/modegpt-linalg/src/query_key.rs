@@ -69,8 +69,7 @@ impl JointQueryKey {
 pub fn joint_query_key(query_grams: &[&Gram], key_gram: &Gram, rank: usize) -> Result<JointQueryKey, Error> {
     key_gram.check_finite("key_gram")?;
     let queries = sum_of(query_grams, key_gram.dim())?;
-    let is_silent = key_gram.packed_lower().iter().all(|&value| value == 0.0);
-    if is_silent { silent_keys(queries.as_ref(), rank) } else { factors(key_gram, queries.as_ref(), rank) }
+    if key_gram.is_zero() { silent_keys(queries.as_ref(), rank) } else { factors(key_gram, queries.as_ref(), rank) }
 }
 
 fn factors(key_gram: &Gram, queries: MatRef<'_, f64>, rank: usize) -> Result<JointQueryKey, Error> {

@@ -6,7 +6,7 @@
 //!
 //! `MoDeGPT`, Algorithms 1-3 ([arXiv:2408.09632](https://arxiv.org/abs/2408.09632)).
 
-use faer::linalg::solvers::DenseSolveCore;
+use faer::linalg::solvers::{DenseSolveCore, Svd};
 use faer::{Mat, MatRef};
 
 use crate::nystrom::rows_of;
@@ -27,7 +27,7 @@ pub fn gram(rows: &[f32], n_rows: usize, dim: usize) -> Gram {
 pub fn ridge_leverage_scores(gram: MatRef<'_, f64>, ridge: f64) -> Vec<f64> {
     let dim = gram.nrows();
     let regularised = Mat::from_fn(dim, dim, |i, j| gram[(i, j)] + if i == j { ridge } else { 0.0 });
-    let product = gram * regularised.partial_piv_lu().inverse();
+    let product = gram * inverse(regularised.as_ref());
     (0..dim).map(|i| product[(i, i)]).collect()
 }
 
@@ -38,8 +38,7 @@ pub fn ridge_leverage_scores(gram: MatRef<'_, f64>, ridge: f64) -> Vec<f64> {
 pub fn nystrom(gram: MatRef<'_, f64>, kept: &[usize], down: MatRef<'_, f64>) -> Result<Mat<f64>, Error> {
     let kept_rows = rows_of(gram, kept); // C_J:, [k, d_ff]
     let kept_block = Mat::from_fn(kept.len(), kept.len(), |i, j| kept_rows[(i, kept[j])]);
-    let no_convergence = |_| Error::NoConvergence { rows: kept.len(), columns: kept.len() };
-    Ok(kept_block.svd().map_err(no_convergence)?.pseudoinverse() * kept_rows * down)
+    Ok(thin_svd(kept_block)?.pseudoinverse() * kept_rows * down)
 }
 
 /// The Nyström refit with an intercept: a unit that always fires is always kept, and its row is the bias.
@@ -86,7 +85,8 @@ pub fn eliminate_units(
     let mut order = Vec::new();
     while kept.len() > n_kept {
         let kept_rows = rows_of(regularised.as_ref(), &kept); // (C + λI)_J:, [k, d_ff]
-        let inverse = Mat::from_fn(kept.len(), kept.len(), |i, j| kept_rows[(i, kept[j])]).partial_piv_lu().inverse();
+        let kept_block = Mat::from_fn(kept.len(), kept.len(), |i, j| kept_rows[(i, kept[j])]);
+        let inverse = inverse(kept_block.as_ref());
         let refitted = &inverse * kept_rows * down;
         let costs = &refitted * metric * refitted.transpose();
         let cost = |i: usize| if gram[(kept[i], kept[i])] > 0.0 { costs[(i, i)] / inverse[(i, i)] } else { 0.0 };
@@ -126,14 +126,11 @@ pub fn value_output(
     output: MatRef<'_, f64>,
     rank: usize,
 ) -> Result<(Mat<f64>, Mat<f64>), Error> {
-    let (rows, columns) = value.shape();
-    let no_convergence = |_| Error::NoConvergence { rows, columns };
     let root = symmetric_root(covariance)?;
-    let first = (&root * value).thin_svd().map_err(no_convergence)?;
-    let second = (first.S() * first.V().transpose() * output).thin_svd().map_err(no_convergence)?;
-    let new_value = root.partial_piv_lu().inverse() * first.U() * second.U().get(.., ..rank);
-    let singular_values = second.S().column_vector();
-    let new_output = Mat::from_fn(rank, output.ncols(), |r, j| singular_values[r] * second.V()[(j, r)]);
+    let first = thin_svd(&root * value)?;
+    let second = thin_svd(first.S() * first.V().transpose() * output)?;
+    let new_value = inverse(root.as_ref()) * first.U() * second.U().get(.., ..rank);
+    let new_output = scaled(second.V(), &singular_values(&second)[..rank]).transpose().to_owned();
     Ok((new_value, new_output))
 }
 
@@ -143,8 +140,8 @@ pub fn value_output(
 /// [`Error::NoConvergence`] if the eigenvalues cannot be found.
 pub fn symmetric_root(matrix: MatRef<'_, f64>) -> Result<Mat<f64>, Error> {
     let (values, vectors) = eigen_descending(matrix)?;
-    let scaled = Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| vectors[(i, j)] * values[j].max(0.0).sqrt());
-    Ok(scaled * vectors.transpose())
+    let roots: Vec<f64> = values.iter().map(|value| value.max(0.0).sqrt()).collect();
+    Ok(scaled(vectors.as_ref(), &roots) * vectors.transpose())
 }
 
 /// The joint query and key factors of one head, `[d, k]` each, through the roots of both Grams.
@@ -163,12 +160,9 @@ pub fn joint_query_key(
     rank: usize,
 ) -> Result<(Mat<f64>, Mat<f64>), Error> {
     let (query, key) = (symmetric_root(query_gram)?, symmetric_root(key_gram)?);
-    let (rows, columns) = (query.nrows(), key.ncols());
-    let svd = (&query * &key).thin_svd().map_err(|_| Error::NoConvergence { rows, columns })?;
-    let roots = svd.S().column_vector();
-    let scaled = |vectors: MatRef<'_, f64>| Mat::from_fn(rows, rank, |i, r| vectors[(i, r)] * roots[r].sqrt());
-    let inverse = |root: &Mat<f64>| root.partial_piv_lu().inverse();
-    Ok((inverse(&query) * scaled(svd.U()), inverse(&key) * scaled(svd.V())))
+    let svd = thin_svd(&query * &key)?;
+    let roots: Vec<f64> = singular_values(&svd)[..rank].iter().map(|value| value.sqrt()).collect();
+    Ok((inverse(query.as_ref()) * scaled(svd.U(), &roots), inverse(key.as_ref()) * scaled(svd.V(), &roots)))
 }
 
 /// `A = P⁻¹ U_r Σ_r` and `B = V_rᵀ Q⁻¹` of `P W Q = U Σ Vᵀ`, with `P` and `Q` square and regular.
@@ -181,12 +175,28 @@ pub fn weighted_svd(
     output: MatRef<'_, f64>,
     rank: usize,
 ) -> Result<(Mat<f64>, Mat<f64>), Error> {
-    let (rows, columns) = weight.shape();
-    let svd = (input * weight * output).thin_svd().map_err(|_| Error::NoConvergence { rows, columns })?;
-    let scaled = Mat::from_fn(rows, rank, |i, r| svd.U()[(i, r)] * svd.S().column_vector()[r]);
-    let a = input.partial_piv_lu().inverse() * scaled;
-    let b = svd.V().get(.., ..rank).transpose() * output.partial_piv_lu().inverse();
+    let svd = thin_svd(input * weight * output)?;
+    let a = inverse(input) * scaled(svd.U(), &singular_values(&svd)[..rank]);
+    let b = svd.V().get(.., ..rank).transpose() * inverse(output);
     Ok((a, b))
+}
+
+fn thin_svd(matrix: Mat<f64>) -> Result<Svd<f64>, Error> {
+    let (rows, columns) = matrix.shape();
+    matrix.thin_svd().map_err(|_| Error::NoConvergence { rows, columns })
+}
+
+fn singular_values(svd: &Svd<f64>) -> Vec<f64> {
+    svd.S().column_vector().iter().copied().collect()
+}
+
+fn inverse(matrix: MatRef<'_, f64>) -> Mat<f64> {
+    matrix.partial_piv_lu().inverse()
+}
+
+/// The first columns of `matrix`, each times its scale.
+fn scaled(matrix: MatRef<'_, f64>, scales: &[f64]) -> Mat<f64> {
+    Mat::from_fn(matrix.nrows(), scales.len(), |i, j| matrix[(i, j)] * scales[j])
 }
 
 /// The real, then the imaginary parts of the gains of the kept rotary pairs: the least-squares fit of all logits.

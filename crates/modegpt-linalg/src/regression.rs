@@ -23,7 +23,8 @@ pub struct Regression {
 /// W = W₀ + (A + δI)⁻¹ (B - A W₀)        minimises ‖T - Z W‖_F² + δ ‖W - W₀‖_F²,      A = ZᵀZ,  B = ZᵀT
 /// ```
 ///
-/// So what the rows do not tell stays as it was: directions in which they hardly vary, and everything if `δ` is large.
+/// So what the rows do not tell stays as it was: directions in which they hardly vary, and everything if `δ` is large or
+/// the rows are all zero.
 ///
 /// # Shapes
 /// - `gram`: `A`, `[k, k]`
@@ -56,7 +57,12 @@ pub fn regress_towards(
     check_shape("prior", prior, (gram.dim(), prior.ncols()))?;
     check_finite("cross", cross)?;
     check_finite("prior", prior)?;
-    let cholesky = factorise_gram(gram, relative_ridge)?;
+    let cholesky = match factorise_gram(gram, relative_ridge) {
+        Err(Error::NotPositiveDefinite { .. }) if gram.is_zero() && cross.norm_max() == 0.0 => {
+            return Ok(Regression { weight: prior.to_owned(), gain: 0.0, jitter: Jitter::default() });
+        }
+        cholesky => cholesky?,
+    };
     let lower = gram.to_mat();
     let unexplained = cross - &lower * prior;
     let step = cholesky.solve(unexplained.as_ref());
@@ -114,6 +120,16 @@ mod tests {
         let coefficients = rows.transpose().to_owned().qr().solve_lstsq(&other);
         let outside = &other - rows.transpose() * coefficients;
         assert!((outside.transpose() * (&fit.weight - &prior)).norm_max() < 1e-5);
+    }
+
+    #[test]
+    fn rows_of_zeros_leave_everything_alone() {
+        let (silence, prior) = (Gram::zeros(3), Random::new(4).matrix(3, 2));
+        let fit = regress_towards(&silence, Mat::zeros(3, 2).as_ref(), prior.as_ref(), 1e-3).expect("nothing to solve");
+        assert_eq!(fit, Regression { weight: prior.clone(), gain: 0.0, jitter: Jitter::default() });
+        // Rows of zeros have nothing in common with any target.
+        let refused = regress_towards(&silence, prior.as_ref(), prior.as_ref(), 1e-3);
+        assert!(matches!(refused, Err(Error::NotPositiveDefinite { .. })));
     }
 
     #[test]

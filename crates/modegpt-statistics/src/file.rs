@@ -2,7 +2,7 @@
 //!
 //! | tensor | shape |
 //! | --- | --- |
-//! | `influence_sum`, `residual_sum`, `inverse_residual_sum` | `[1]` |
+//! | `influence_sum`, `inverse_residual_sum` | `[1]` |
 //! | `mlp`, `mlp_sum` | `[d_ff (d_ff + 1) / 2]`, `[d_ff]` |
 //! | `query` | `[n_heads, d_qk (d_qk + 1) / 2]` |
 //! | `key`, `key_sum` | `[n_kv_heads, d_qk (d_qk + 1) / 2]`, `[n_kv_heads, d_qk]` |
@@ -25,9 +25,8 @@ use crate::{Error, InputGrams, LayerStatistics, statistics::shape_error};
 
 const METADATA_KEY: &str = "modegpt_statistics";
 
-const TENSORS: [&str; 14] = [
+const TENSORS: [&str; 13] = [
     "influence_sum",
-    "residual_sum",
     "inverse_residual_sum",
     "mlp",
     "mlp_sum",
@@ -62,7 +61,7 @@ pub struct StatisticsHeader {
 
 impl StatisticsHeader {
     /// The version that this crate writes and reads.
-    pub const VERSION: u32 = 2;
+    pub const VERSION: u32 = 3;
 
     /// A header of the current version.
     pub fn new(
@@ -130,7 +129,6 @@ impl LayerStatistics {
             key_sum: stored("key_sum")?.rows()?,
             value: stored("value")?.grams()?,
             attention_output: optional("attention_output")?.map_or(Ok(Vec::new()), Stored::grams)?,
-            residual_sum: stored("residual_sum")?.scalar()?,
             inverse_residual_sum: stored("inverse_residual_sum")?.scalar()?,
             logit: optional("logit")?.map_or(Ok(Vec::new()), Stored::grams)?,
             logit_queries,
@@ -151,7 +149,6 @@ impl LayerStatistics {
         let scalar = |value| Rows::vector(std::slice::from_ref(value));
         let mut tensors = vec![
             ("influence_sum", scalar(&self.influence_sum)),
-            ("residual_sum", scalar(&self.residual_sum)),
             ("inverse_residual_sum", scalar(&self.inverse_residual_sum)),
             ("mlp_sum", Rows::vector(&self.mlp_sum)),
             ("key_sum", Rows::matrix(self.key_sum.iter().map(Vec::as_slice).collect())),

@@ -28,7 +28,6 @@
 //!     key_sum: vec![vec![0.0; 2]],
 //!     value: vec![identity(2)?],
 //!     attention_output: Vec::new(),
-//!     residual_sum: 8.0,
 //!     inverse_residual_sum: 2.0,
 //!     logit: Vec::new(),
 //!     logit_queries: 0,

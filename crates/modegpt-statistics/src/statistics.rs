@@ -28,10 +28,8 @@ pub struct LayerStatistics {
     pub value: Vec<Gram>,
     /// `n_heads` of `[d_v, d_v]`: the input of the output map without the value bias. Empty if not collected.
     pub attention_output: Vec<Gram>,
-    /// `Σ ‖x_out‖²` over the residual stream after the block.
-    pub residual_sum: f64,
-    /// `Σ 1 / ‖x_out‖²`, rows of zeros left out: `n_tokens / inverse_residual_sum` is a mean energy that a few tokens
-    /// of enormous activation do not lift.
+    /// `Σ 1 / ‖x_out‖²` over the residual stream after the block, rows of zeros left out: `n_tokens /
+    /// inverse_residual_sum` is a mean energy that a few tokens of enormous activation do not lift.
     pub inverse_residual_sum: f64,
     /// `n_heads` of `[d_qk, d_qk]`: what errors of the logits do to the output of attention, to first order and summed
     /// over [`logit_queries`](Self::logit_queries) tokens. Empty if not collected.
@@ -90,7 +88,6 @@ impl LayerStatistics {
             .checked_add(other.logit_queries)
             .ok_or(Error::TooManyTokens { left: self.logit_queries, right: other.logit_queries })?;
         self.influence_sum += other.influence_sum;
-        self.residual_sum += other.residual_sum;
         self.inverse_residual_sum += other.inverse_residual_sum;
         add_values(&mut self.mlp_sum, &other.mlp_sum);
         for (sum, more) in self.key_sum.iter_mut().zip(&other.key_sum) {
@@ -206,7 +203,6 @@ impl LayerStatistics {
     fn first_not_finite(&self) -> Option<&'static str> {
         let vectors = [
             ("influence_sum", std::slice::from_ref(&self.influence_sum)),
-            ("residual_sum", std::slice::from_ref(&self.residual_sum)),
             ("inverse_residual_sum", std::slice::from_ref(&self.inverse_residual_sum)),
             ("mlp_sum", &self.mlp_sum),
         ];

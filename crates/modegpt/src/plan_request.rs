@@ -79,6 +79,13 @@ impl PlanRequest {
         self.allocation == AllocationChoice::ErrorCurves || self.methods.weigh_errors()
     }
 
+    /// This request, and others that may serve the same wish better: errors weighed without gradients, which tell of small
+    /// errors only.
+    pub fn alternatives(&self) -> Vec<Self> {
+        let without = Self { unit: ErrorUnit::ResidualEnergy, ..*self };
+        if self.unit == ErrorUnit::Nats { vec![*self, without] } else { vec![*self] }
+    }
+
     /// The widths that errors of a layer are asked for.
     pub(crate) fn width_grid(&self, config: &ModelConfig, layer: usize) -> WidthGrid {
         let rounding = self.rounding.unwrap_or_else(|| Rounding::default_for(config));

@@ -32,9 +32,40 @@ impl Calibration {
     /// # Errors
     /// [`TextError`] if there is too little text, or the tokenizer does not fit the model.
     pub fn draw(model: &Model, corpora: &[Corpus], options: CalibrationOptions) -> Result<Self, TextError> {
+        Self::of(&encode(model, corpora)?, options)
+    }
+}
+
+impl Calibration {
+    /// As [`Calibration::draw`], and `n_held_out` more samples of the same text, if it has so many; they overlap with none.
+    /// Only of samples drawn at random: those spread over the text leave none out.
+    ///
+    /// # Errors
+    /// As [`Calibration::draw`].
+    pub fn draw_and_hold_out(
+        model: &Model,
+        corpora: &[Corpus],
+        options: CalibrationOptions,
+        n_held_out: usize,
+    ) -> Result<(Self, Option<Self>), TextError> {
+        let CalibrationOptions { n_samples, seq_len, strategy, .. } = options;
         let tokens = encode(model, corpora)?;
+        let all = n_samples + n_held_out;
+        if strategy != Strategy::Random || n_held_out == 0 || tokens.len() / seq_len.max(1) < all {
+            return Ok((Self::of(&tokens, options)?, None));
+        }
+        let Windows { mut ids, .. } = Self::of(&tokens, CalibrationOptions { n_samples: all, ..options })?.windows;
+        let held_out = ids.split_off(n_samples * seq_len);
+        let named = |ids: Vec<u32>, n: usize| {
+            let token_hash = token_hash(&ids);
+            Self { windows: Windows { ids, n, seq_len }, token_hash }
+        };
+        Ok((named(ids, n_samples), Some(named(held_out, n_held_out))))
+    }
+
+    fn of(tokens: &[u32], options: CalibrationOptions) -> Result<Self, TextError> {
         let CalibrationOptions { n_samples, seq_len, seed, strategy } = options;
-        let windows = windows(&tokens, n_samples, seq_len, seed, strategy)?;
+        let windows = windows(tokens, n_samples, seq_len, seed, strategy)?;
         let token_hash = token_hash(&windows.ids);
         Ok(Self { windows, token_hash })
     }

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use modegpt_tests::{factorised, open_folder, uneven_rank, write_replaced};
+use modegpt_tests::{factorised, open_folder, uneven_rank};
 
 fn main() -> std::io::Result<()> {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
@@ -12,5 +12,5 @@ fn main() -> std::io::Result<()> {
         return Err(std::io::Error::other("usage: write-factorised MODEL OUT"));
     };
     let model = open_folder(model);
-    write_replaced(&factorised(&model, uneven_rank), &out)
+    factorised(&model, uneven_rank).write(&out)
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use modegpt::Model;
 use modegpt::architecture::{LayerShape, ModelConfig, WeightProvider};
-use modegpt::calibration::{Collect, HiddenGram, Observing, observe_layer, pass_layer};
+use modegpt::calibration::{ActivationGram, Collect, Observing, observe_layer, pass_layer};
 use modegpt::compress::{Layer, LayerPlan, Methods, Orders, Ridges, compress_layer};
 use modegpt::model_runtime::{Block, Compute, Decoder, Head, ResidualStream};
 use modegpt::statistics::LayerStatistics;
@@ -147,7 +147,7 @@ pub(super) fn gram(work: &Workload<'_>) -> Result<Part, Failure> {
     let x = work.compute().tensor(stream.load(&samples)?, stream.shape(&samples));
     let layer = work.model.checkpoint.layer(LAYER).map_err(Failure::Request)?;
     let (_, seen) = Block::new(layer, work.shape(), work.config(), work.compute()).observe(x);
-    let mut sum = HiddenGram::new(d_ff, work.found.gram_path);
+    let mut sum = ActivationGram::new(d_ff, work.found.gram_path);
     let timing = measure(|| pollster::block_on(sum.add(seen.hidden.clone(), work.compute())))?;
     let sizes = [d_ff, rows, d_ff];
     Ok(Part::new("Gram of hidden units", timing).with_flops(matmul_flops(sizes), rate(work.compute(), sizes)?))

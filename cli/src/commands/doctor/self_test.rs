@@ -3,7 +3,7 @@
 use burn::tensor::{Device, activation::softmax};
 use faer::{Mat, MatRef};
 use modegpt::architecture::{LayerWeights, Linear, Matrix, ModelConfig, NormWeights};
-use modegpt::calibration::HiddenGram;
+use modegpt::calibration::ActivationGram;
 use modegpt::linalg::reference;
 use modegpt::model_runtime::{Block, Compute, ComputeError};
 use serde::{Deserialize, Serialize};
@@ -152,7 +152,7 @@ fn gram_error(found: &FoundDevice) -> Result<f64, ComputeError> {
     let (rows, d_ff) = (1024, 160);
     // Of one sign, as behind an activation function: sums only grow, which is where f32 loses most.
     let hidden: Vec<f32> = random_values(rows * d_ff, 5).into_iter().map(|value| value.max(0.0)).collect();
-    let mut sum = HiddenGram::new(d_ff, found.gram_path);
+    let mut sum = ActivationGram::new(d_ff, found.gram_path);
     pollster::block_on(sum.add(found.compute.tensor(hidden.clone(), [rows, d_ff]), &found.compute))?;
     let (gram, _) = sum.finish();
     let exact = reference::gram(&hidden, rows, d_ff);

@@ -38,6 +38,7 @@ fn hull_keeps_the_corners_only() {
     // Seen from the present width 5: to 4 costs 1, to 3 costs 1.5 in all, to 2 costs 4, to 1 costs 5.
     let curve = curve(&[1, 2, 3, 4, 5], &[5.0, 4.0, 1.5, 1.0, 0.0]);
     assert_eq!(curve.hull(), [4, 2, 0]);
+    assert_eq!(self::curve(&[1, 2, 3, 4], &[4.0, 2.0, 1.0, 0.0]).hull(), [3, 2, 1, 0]);
 }
 
 #[test]
@@ -90,6 +91,19 @@ fn free_removals_go_first() {
     curves[1].d_v.errors.fill(0.0);
     let widths = allocate(&model, &curves, 0.1).expect("reachable");
     assert_eq!(widths[1].d_v, curves[1].d_v.widths[0]);
+}
+
+/// All that is asked for is less than what one module gives for nothing.
+#[test]
+fn of_what_is_free_a_part_may_go() {
+    let model = tiny();
+    let mut curves = random_curves(&mut Random::new(5), &model);
+    curves[2].d_ff.errors.fill(0.0);
+    let mut expected = model.widths.clone();
+    expected[2].d_ff = curves[2].d_ff.widths[curves[2].d_ff.widths.len() / 2];
+    // Rounding shall not leave out the last step.
+    let sparsity = removed(&model, &expected) + 1e-9;
+    assert_eq!(allocate(&model, &curves, sparsity).expect("reachable"), expected);
 }
 
 #[test]

@@ -8,12 +8,13 @@ use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observ
 use modegpt_checkpoint::{Existing, Journal, OutputFolder};
 use modegpt_model::{Compute, ComputeError, ResidualStore, ResidualStream};
 use modegpt_statistics::StatisticsHeader;
+use modegpt_text::Windows;
 
 use super::gradients::gradient_samples;
 use super::memory::Workload;
 use super::scratch::{Checkpointed, FileStore};
 use super::{MemoryPlan, RunError, StatisticsFolder};
-use crate::{Calibration, Model, Reporter};
+use crate::{Calibration, Model, Reporter, Silent};
 
 /// A calibration to be done.
 pub struct CalibrationRun<'a> {
@@ -44,11 +45,46 @@ pub struct CalibrationRun<'a> {
 /// # Errors
 /// [`RunError`]; nothing appears at `target` then.
 pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existing) -> Result<PathBuf, RunError> {
-    run.check(false)?;
+    run.check(&run.memory_plan(false))?;
     let folder = OutputFolder::begin(target, existing, &run.journal())?;
     let observed = run.observe_all(&folder, "").await;
     let ((), folder) = RunError::end(observed, folder)?;
     Ok(folder.commit()?)
+}
+
+impl<'a> CalibrationRun<'a> {
+    /// A run with 2048 tokens at once, in one part, with nothing collected beside the usual, that tells nobody.
+    pub fn new(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute, gram_path: GramPath) -> Self {
+        Self {
+            model,
+            calibration,
+            compute,
+            gram_path,
+            collect: Collect::default(),
+            gradient_tokens: None,
+            batch_tokens: 2048,
+            n_shards: 1,
+            max_host_bytes: None,
+            reporter: &Silent,
+        }
+    }
+
+    /// The same run with fewer tokens at once, down to one sample, as `most` bytes of device memory demand. Where there are
+    /// no samples nothing passes through the device.
+    ///
+    /// # Errors
+    /// [`RunError::DeviceMemory`] if one sample alone needs more.
+    pub fn within_device(mut self, most: u64) -> Result<Self, RunError> {
+        let Windows { seq_len, ref ids, .. } = self.calibration.windows;
+        while !ids.is_empty() && self.memory_plan(false).device_bytes > most {
+            if self.batch_tokens <= seq_len {
+                let needed_mib = self.memory_plan(false).device_bytes.div_ceil(1 << 20);
+                return Err(RunError::DeviceMemory { seq_len, needed_mib, allowed_mib: most >> 20 });
+            }
+            self.batch_tokens /= 2;
+        }
+        Ok(self)
+    }
 }
 
 impl CalibrationRun<'_> {
@@ -65,16 +101,16 @@ impl CalibrationRun<'_> {
         }
     }
 
-    /// Refuses what cannot be done, before anything is written.
+    /// Refuses what cannot be done within `plan`, before anything is written.
     ///
     /// # Errors
     /// [`RunError::SampleTooLong`] or [`RunError::Memory`].
-    pub fn check(&self, prefix: bool) -> Result<(), RunError> {
+    pub fn check(&self, plan: &MemoryPlan) -> Result<(), RunError> {
         let (found, most) = (self.calibration.windows.seq_len, self.model.config().max_positions);
         if found > most {
             return Err(RunError::SampleTooLong { found, most });
         }
-        let needed = self.memory_plan(prefix).host_bytes;
+        let needed = plan.host_bytes;
         match self.max_host_bytes {
             Some(allowed) if needed > allowed => {
                 Err(RunError::Memory { needed_mib: needed.div_ceil(1 << 20), allowed_mib: allowed >> 20 })
@@ -83,23 +119,33 @@ impl CalibrationRun<'_> {
         }
     }
 
-    /// What a resumed run must have in common with this one.
+    /// What a resumed run must have in common with this one, by the names that the command line has for it.
     pub(super) fn journal(&self) -> Journal {
         let windows = &self.calibration.windows;
-        let gram_path = format!("{:?}", self.gram_path);
-        [
+        let always = [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("model", self.model.fingerprint().to_owned()),
             ("calibration tokens", self.calibration.token_hash.clone()),
-            ("samples", format!("{} of {} tokens", windows.n, windows.seq_len)),
-            ("batch", self.workload().batch.to_string()),
-            ("shards", self.n_shards.to_string()),
-            ("statistics", format!("{:?}, gradients over {:?} tokens", self.collect, self.gradient_tokens)),
-            ("device", if self.compute.is_host { "cpu".to_owned() } else { format!("card, {gram_path}") }),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+            ("--samples", windows.n.to_string()),
+            ("--seq-len", windows.seq_len.to_string()),
+            ("samples at once", self.workload().batch.to_string()),
+            ("--shards", self.n_shards.to_string()),
+            ("effects of logits", if self.collect.logits { "collected" } else { "left out" }.to_owned()),
+            ("--device", self.device_words().to_owned()),
+        ];
+        let inputs = self.collect.inputs.then(|| ("--inputs", "given".to_owned()));
+        let fisher = self.gradient_tokens.map(|n_tokens| ("--fisher", n_tokens.to_string()));
+        let entries = always.into_iter().chain(inputs).chain(fisher);
+        entries.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn device_words(&self) -> &'static str {
+        match (self.compute.is_host, self.gram_path) {
+            (true, _) => "cpu",
+            (false, GramPath::Host) => "a card, with Gram matrices from the processor",
+            (false, GramPath::DeviceF32) => "a card, with Gram matrices in f32",
+            (false, GramPath::DeviceF64) => "a card, with Gram matrices in f64",
+        }
     }
 
     fn workload(&self) -> Workload {
@@ -288,10 +334,7 @@ impl<'a> KeptStream<'a> {
     pub(super) fn look(&mut self, layer: usize) -> Result<ResidualStream<'_>, RunError> {
         Ok(match &mut self.place {
             Place::Memory(values) => self.run.stream(Box::new(values)),
-            Place::Disk => {
-                let nowhere = self.kept.path(layer).with_extension("tmp");
-                self.run.stream(Box::new(FileStore::new(Some(&self.kept.path(layer)), &nowhere)?))
-            }
+            Place::Disk => self.run.stream(Box::new(FileStore::read_only(&self.kept.path(layer))?)),
         })
     }
 

@@ -11,11 +11,13 @@ use modegpt_compress::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::decide::{Decision, decide};
 use super::notes::{read_note, write_note};
 use super::prefix::Prefix;
+use super::request_words;
 use super::survey::Known;
-use super::{CalibrationRun, GradientsFolder, RunError, StatisticsFolder};
-use crate::{AllocationChoice, Model, PlanRequest, Reporter, hf_folder, plan_request};
+use super::{CalibrationRun, GradientsFolder, MemoryPlan, RunError, StatisticsFolder};
+use crate::{AllocationChoice, Calibration, Model, PlanRequest, Reporter, hf_folder, plan_request};
 
 /// Where the plan comes from.
 #[derive(Clone, Debug)]
@@ -63,8 +65,24 @@ pub struct CompressionOptions {
     pub strict: bool,
     /// Statistics of an earlier calibration, to be used instead of a new one.
     pub statistics: Option<StatisticsFolder>,
+    /// Samples that nothing else has seen: the best of several plans is chosen by their loss.
+    pub held_out: Option<Calibration>,
     /// What to do about an output that is there already.
     pub existing: Existing,
+}
+
+impl CompressionOptions {
+    /// A new output as `plan` says, in the element type of the input, from a calibration of its own.
+    pub fn new(plan: PlanSource) -> Self {
+        Self { plan, dtype: None, strict: false, statistics: None, held_out: None, existing: Existing::Refuse }
+    }
+
+    /// What memory `run` will take with the compression that follows.
+    pub fn memory_plan(&self, run: &CalibrationRun<'_>) -> MemoryPlan {
+        let plan = run.memory_plan(self.plan.methods().prefix);
+        let held_out = self.held_out.as_ref().map_or(0, |samples| 4 * samples.windows.ids.len());
+        MemoryPlan { host_bytes: plan.host_bytes + (held_out * run.model.config().d_model) as u64, ..plan }
+    }
 }
 
 /// What a compression did.
@@ -131,7 +149,7 @@ pub async fn compress(
     target: &Path,
 ) -> Result<CompressionResult, RunError> {
     check_dense(run.model.config())?;
-    run.check(options.plan.methods().prefix)?;
+    run.check(&options.memory_plan(run))?;
     check_needs(run, options)?;
     if let PlanSource::Given(plan) = &options.plan {
         plan.check_model(run.model.config(), run.model.fingerprint())?;
@@ -139,8 +157,10 @@ pub async fn compress(
     let model = run.model;
     let dtype = options.dtype.unwrap_or(model.checkpoint.dtype());
     let mut journal = run.journal();
-    journal.insert("plan".to_owned(), describe_plan(&options.plan));
-    journal.insert("dtype".to_owned(), dtype.torch_name().to_owned());
+    journal.extend(request_words::words(&options.plan).into_iter().map(|(name, value)| (name.to_owned(), value)));
+    journal.insert("--dtype".to_owned(), request_words::name(dtype));
+    let held_out = options.held_out.as_ref().map_or("none", |samples| &samples.token_hash);
+    journal.insert("held-out tokens".to_owned(), held_out.to_owned());
     let folder = OutputFolder::begin(target, options.existing, &journal)?;
     let filled = fill(run, options, dtype, &folder).await;
     let (mut result, folder) = RunError::end(filled, folder)?;
@@ -186,21 +206,14 @@ async fn fill(
         run.observe_all(folder, STATISTICS).await?;
         StatisticsFolder::new(folder.path().join(STATISTICS))
     };
-    let gradients = (options.plan.unit() == ErrorUnit::Nats).then(|| GradientsFolder::new(statistics.path()));
-    let known = Known { model, statistics: &statistics, gradients: gradients.as_ref() };
-    let (plan, orders) = match &options.plan {
-        PlanSource::Given(plan) => ((**plan).clone(), Vec::new()),
+    let Decision { plan, orders } = match &options.plan {
+        PlanSource::Given(plan) => Decision { plan: (**plan).clone(), orders: Vec::new() },
         PlanSource::Make(request) => {
-            let (influences, _) = statistics.influences(model.config().layers.len(), model.fingerprint())?;
-            let surveys = match request.allocation {
-                AllocationChoice::ErrorCurves => Some(known.survey(request, Some(folder), run.reporter)?),
-                _ => None,
-            };
-            let (curves, orders) = surveys.into_iter().flatten().map(|s| (s.curves, s.orders)).unzip();
-            let curves: Option<Vec<LayerCurves>> = Some(curves).filter(|curves: &Vec<_>| !curves.is_empty());
-            (make_plan(model, &influences, curves, request, dtype)?, orders)
+            decide(run, &statistics, request, options.held_out.as_ref(), dtype, folder).await?
         }
     };
+    let gradients = (plan.unit == ErrorUnit::Nats).then(|| GradientsFolder::new(statistics.path()));
+    let known = Known { model, statistics: &statistics, gradients: gradients.as_ref() };
     let done = apply(run, options, &known, &plan, &orders, dtype, folder).await?;
 
     let mut config = model.config().clone();
@@ -270,7 +283,13 @@ async fn apply(
         let compressed = known
             .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
         let CompressedLayer { mut weights, shape, mut report } = compressed;
-        if let Some(prefix) = &mut prefix {
+        let is_whole = |report: &LayerReport| report.before == report.after;
+        if let Some(prefix) = &mut prefix
+            && is_whole(&report)
+            && done.iter().all(|done| is_whole(&done.report))
+        {
+            prefix.pass(index).await?;
+        } else if let Some(prefix) = &mut prefix {
             let (refitted, attempts) = prefix.refit(index, weights, &shape, plan.ridges.prefix).await?;
             weights = refitted;
             report.mlp.fallbacks += attempts;
@@ -298,11 +317,4 @@ fn check_fallbacks(report: &LayerReport, strict: bool, reporter: &dyn Reporter) 
     }
     reporter.note(&format!("layer {}: factorised with {fallbacks} rounds of extra jitter", report.index));
     Ok(())
-}
-
-fn describe_plan(plan: &PlanSource) -> String {
-    match plan {
-        PlanSource::Make(request) => format!("{request:?}"),
-        PlanSource::Given(plan) => modegpt_text::token_hash(&plan.to_json().bytes().map(u32::from).collect::<Vec<_>>()),
-    }
 }

@@ -67,6 +67,19 @@ pub enum RunError {
         /// What is allowed.
         allowed_mib: u64,
     },
+    /// One sample alone needs more device memory than allowed.
+    #[error(
+        "one sample of {seq_len} tokens needs {needed_mib} MiB of device memory, but --max-vram allows {allowed_mib} MiB: \
+         use shorter samples (--seq-len), or allow --max-vram {needed_mib}MiB"
+    )]
+    DeviceMemory {
+        /// Tokens of a sample.
+        seq_len: usize,
+        /// What is needed.
+        needed_mib: u64,
+        /// What is allowed.
+        allowed_mib: u64,
+    },
     /// A fallback fired, and the caller wanted none.
     #[error("layer {layer}: a factorisation needed {fallbacks} rounds of extra jitter, and --strict allows none")]
     Strict {

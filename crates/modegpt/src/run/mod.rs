@@ -7,6 +7,7 @@
 mod answers;
 mod calibrate;
 mod compress;
+mod decide;
 mod error;
 mod gradients;
 mod gradients_folder;
@@ -14,6 +15,7 @@ mod memory;
 mod merge;
 mod notes;
 mod prefix;
+mod request_words;
 mod scratch;
 mod statistics_folder;
 mod survey;

@@ -7,7 +7,7 @@ use modegpt_architecture::{LayerShape, LayerWeights, ModelConfig, WeightProvider
 use modegpt_calibration::{PrefixAccumulator, check_finite};
 use modegpt_checkpoint::OutputFolder;
 use modegpt_compress::refit_down;
-use modegpt_model::{Block, ComputeError, ResidualStream};
+use modegpt_model::{Block, Compute, ComputeError, ResidualStream};
 
 use super::calibrate::{KeptStream, at_layer};
 use super::{CalibrationRun, RunError};
@@ -54,10 +54,7 @@ impl<'a> Prefix<'a> {
         let run = self.run;
         let config = run.model.config();
         let at = |source| at_layer(layer, source);
-        let host = run.model.checkpoint.layer(layer)?;
-        carry(run, &Block::new(host, &config.layers[layer], config, run.compute), self.original.open(layer)?)
-            .await
-            .map_err(at)?;
+        carry(run.compute, &self.block(layer)?, &mut self.original.open(layer)?).await.map_err(at)?;
         self.original.settle(layer)?;
 
         let small = ModelConfig { layers: vec![shape.clone()], ..config.clone() };
@@ -74,18 +71,42 @@ impl<'a> Prefix<'a> {
             }
         }
         let (refitted, attempts) = refit_down(layer, &weights, &sums.finish(), ridge)?;
-        carry(run, &block(&refitted), self.compressed.open(layer)?).await.map_err(at)?;
+        carry(run.compute, &block(&refitted), &mut self.compressed.open(layer)?).await.map_err(at)?;
         self.compressed.settle(layer)?;
         run.compute.release();
         Ok((refitted, attempts))
     }
+
+    /// Carries both streams through a layer of which, as of all before it, nothing was removed: there is nothing to make
+    /// good, and a refit would only round.
+    pub(super) async fn pass(&mut self, layer: usize) -> Result<(), RunError> {
+        let run = self.run;
+        let block = self.block(layer)?;
+        for stream in [&mut self.original, &mut self.compressed] {
+            carry(run.compute, &block, &mut stream.open(layer)?).await.map_err(|source| at_layer(layer, source))?;
+            stream.settle(layer)?;
+        }
+        run.compute.release();
+        Ok(())
+    }
+
+    /// A layer of the original model.
+    fn block(&self, layer: usize) -> Result<Block, RunError> {
+        let config = self.run.model.config();
+        let weights = self.run.model.checkpoint.layer(layer)?;
+        Ok(Block::new(weights, &config.layers[layer], config, self.run.compute))
+    }
 }
 
 /// Carries all samples of a stream through a block.
-async fn carry(run: &CalibrationRun<'_>, block: &Block, mut stream: ResidualStream<'_>) -> Result<(), ComputeError> {
+pub(super) async fn carry(
+    compute: &Compute,
+    block: &Block,
+    stream: &mut ResidualStream<'_>,
+) -> Result<(), ComputeError> {
     for samples in stream.batches() {
-        let x = run.compute.tensor(stream.load(&samples)?, stream.shape(&samples));
-        let after = run.compute.read(block.forward(x)).await?;
+        let x = compute.tensor(stream.load(&samples)?, stream.shape(&samples));
+        let after = compute.read(block.forward(x)).await?;
         check_finite(&after)?;
         stream.store(&samples, &after)?;
     }

@@ -16,8 +16,7 @@ const PREFIX: &str = "stream-";
 /// complete.
 pub(super) struct FileStore {
     input: Option<Mutex<File>>,
-    output: File,
-    output_path: PathBuf,
+    output: Option<(File, PathBuf)>,
 }
 
 impl FileStore {
@@ -25,9 +24,15 @@ impl FileStore {
     pub(super) fn new(input: Option<&Path>, output: &Path) -> Result<Self, RunError> {
         let open = || -> io::Result<Self> {
             let input = input.map(File::open).transpose()?.map(Mutex::new);
-            Ok(Self { input, output: File::create(output)?, output_path: output.to_owned() })
+            Ok(Self { input, output: Some((File::create(output)?, output.to_owned())) })
         };
         open().map_err(|reason| RunError::Scratch { path: output.to_owned(), reason })
+    }
+
+    /// Reads from `input`, and refuses to be written to.
+    pub(super) fn read_only(input: &Path) -> Result<Self, RunError> {
+        let file = File::open(input).map_err(|reason| RunError::Scratch { path: input.to_owned(), reason })?;
+        Ok(Self { input: Some(Mutex::new(file)), output: None })
     }
 }
 
@@ -45,9 +50,10 @@ impl ResidualStore for FileStore {
     }
 
     fn write(&mut self, start: usize, values: &[f32]) -> Result<(), StoreError> {
+        let Some((output, path)) = &mut self.output else { return Err("the stream can only be read".into()) };
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let written = self.output.seek(SeekFrom::Start(4 * start as u64)).and_then(|_| self.output.write_all(&bytes));
-        Ok(written.map_err(|reason| RunError::Scratch { path: self.output_path.clone(), reason })?)
+        let written = output.seek(SeekFrom::Start(4 * start as u64)).and_then(|_| output.write_all(&bytes));
+        Ok(written.map_err(|reason| RunError::Scratch { path: path.clone(), reason })?)
     }
 }
 
@@ -246,5 +252,22 @@ mod tests {
         let mut read = vec![0.0; 1000];
         second.read(1500, &mut read).expect("read");
         assert_eq!(read, values[1500..2500]);
+    }
+
+    #[test]
+    fn a_stream_that_is_only_read_leaves_no_file_and_takes_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let kept = Checkpointed::new(folder.path());
+        kept.save(2, &[1.0, 2.0, 3.0]).expect("written");
+        let mut store = FileStore::read_only(&kept.path(2)).expect("opened");
+        let mut read = [0.0; 2];
+        store.read(1, &mut read).expect("read");
+        assert_eq!(read, [2.0, 3.0]);
+        store.write(0, &[9.0]).expect_err("it is only read");
+        assert_eq!(kept.load(2, 3).expect("read"), [1.0, 2.0, 3.0]);
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+
+        let message = FileStore::read_only(&kept.path(7)).map(drop).expect_err("no such file").to_string();
+        assert!(message.contains("stream-00007.f32"), "{message}");
     }
 }

@@ -36,7 +36,7 @@ impl Known<'_> {
         reporter.begin("survey", config.layers.len() as u64);
         let mut surveys = Vec::with_capacity(config.layers.len());
         for index in 0..config.layers.len() {
-            let note = format!("surveys/{index:05}.json");
+            let note = format!("surveys/{}-{index:05}.json", request.unit.name());
             let survey = if let Some(survey) = cache.and_then(|folder| read_note(folder, &note)) {
                 survey
             } else {

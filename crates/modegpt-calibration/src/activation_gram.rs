@@ -1,4 +1,4 @@
-//! The largest Gram matrix: that of the MLP's hidden units.
+//! Gram matrices of whole activations: the hidden units of the MLP, by far the largest, and the inputs of maps.
 
 use burn::tensor::{FloatDType, Tensor};
 use modegpt_linalg::{Gram, GramAccumulator};
@@ -19,40 +19,40 @@ pub enum GramPath {
     DeviceF64,
 }
 
-/// Accumulates `ZᵀZ` and `Σ z` over rows `z` of hidden units.
-pub struct HiddenGram {
+/// Accumulates `ZᵀZ` and `Σ z` over rows `z` of an activation.
+pub struct ActivationGram {
     path: GramPath,
     gram: GramAccumulator,
     sum: Vec<f64>,
 }
 
-impl HiddenGram {
-    /// The sum over no rows of `d_ff` hidden units.
-    pub fn new(d_ff: usize, path: GramPath) -> Self {
-        Self { path, gram: GramAccumulator::new(d_ff), sum: vec![0.0; d_ff] }
+impl ActivationGram {
+    /// The sum over no rows of this width.
+    pub fn new(width: usize, path: GramPath) -> Self {
+        Self { path, gram: GramAccumulator::new(width), sum: vec![0.0; width] }
     }
 
-    /// Adds rows: `hidden: [rows, d_ff]`.
+    /// Adds rows: `[n_rows, width]`.
     ///
     /// # Errors
     /// [`ComputeError::Device`] if the device fails.
-    pub async fn add(&mut self, hidden: Tensor<2>, compute: &Compute) -> Result<(), ComputeError> {
-        let [n_rows, d_ff] = hidden.dims();
+    pub async fn add(&mut self, rows: Tensor<2>, compute: &Compute) -> Result<(), ComputeError> {
+        let [n_rows, width] = rows.dims();
         match self.path {
             GramPath::Host => {
-                let rows = compute.read(hidden).await?;
+                let rows = compute.read(rows).await?;
                 self.gram.add_rows(&rows, n_rows);
                 add_column_sums(&mut self.sum, &rows);
             }
             GramPath::DeviceF32 | GramPath::DeviceF64 => {
-                let at_once = (compute.max_tensor_bytes / (4 * d_ff * d_ff)).clamp(1, 8) * ROWS_PER_BLOCK;
+                let at_once = (compute.max_tensor_bytes / (4 * width * width)).clamp(1, 8) * ROWS_PER_BLOCK;
                 // Whole blocks first, so that what is left is shorter than one.
                 let whole = n_rows - n_rows % ROWS_PER_BLOCK;
                 for (start, end) in (0..whole).step_by(at_once).map(|s| (s, (s + at_once).min(whole))) {
-                    self.add_on_device(hidden.clone().narrow(0, start, end - start), compute).await?;
+                    self.add_on_device(rows.clone().narrow(0, start, end - start), compute).await?;
                 }
                 if whole < n_rows {
-                    self.add_on_device(hidden.narrow(0, whole, n_rows - whole), compute).await?;
+                    self.add_on_device(rows.narrow(0, whole, n_rows - whole), compute).await?;
                 }
             }
         }
@@ -61,15 +61,15 @@ impl HiddenGram {
 
     /// At most eight blocks: their sum in f32 costs less than a digit and spares reading each of them back.
     async fn add_on_device(&mut self, rows: Tensor<2>, compute: &Compute) -> Result<(), ComputeError> {
-        let [n_rows, d_ff] = rows.dims();
+        let [n_rows, width] = rows.dims();
         let sums = compute.read(rows.clone().sum_dim(0)).await?;
         self.sum.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(sum));
         let product = if self.path == GramPath::DeviceF64 {
             let rows = rows.cast(FloatDType::F64);
             rows.clone().transpose().matmul(rows).cast(FloatDType::F32)
         } else if n_rows % ROWS_PER_BLOCK == 0 {
-            let blocks = rows.reshape([n_rows / ROWS_PER_BLOCK, ROWS_PER_BLOCK, d_ff]);
-            blocks.clone().swap_dims(1, 2).matmul(blocks).sum_dim(0).reshape([d_ff, d_ff])
+            let blocks = rows.reshape([n_rows / ROWS_PER_BLOCK, ROWS_PER_BLOCK, width]);
+            blocks.clone().swap_dims(1, 2).matmul(blocks).sum_dim(0).reshape([width, width])
         } else {
             rows.clone().transpose().matmul(rows)
         };
@@ -94,13 +94,13 @@ pub(crate) fn add_column_sums(sum: &mut [f64], rows: &[f32]) {
 mod tests {
     use super::*;
 
-    const D_FF: usize = 9;
+    const WIDTH: usize = 9;
     /// Many blocks, and at the end less than one.
     const N_ROWS: usize = 40_000;
 
     /// Column `j` is scaled by `1e-4 … 1e4`, whatever `value` says of the rest.
     fn rows(mut value: impl FnMut(usize) -> f64) -> Vec<f32> {
-        (0..N_ROWS * D_FF).map(|at| (value(at % D_FF) * 10f64.powi((at % D_FF) as i32 - 4)) as f32).collect()
+        (0..N_ROWS * WIDTH).map(|at| (value(at % WIDTH) * 10f64.powi((at % WIDTH) as i32 - 4)) as f32).collect()
     }
 
     /// Like the hidden units of `ReLU`: of one sign, so that sums only grow.
@@ -116,18 +116,18 @@ mod tests {
     /// digits then, so that a sum of 256 of them, or of less, is exact in the 24 of f32 in whatever order it is formed. In
     /// a longer sum every further term is rounded in the same direction: the worst there is for f32.
     fn constant_rows() -> Vec<f32> {
-        let row: Vec<f32> = (0..D_FF as i32).map(|j| (255 - 2 * j) as f32 * 2f32.powi(3 * (j - 4) - 7)).collect();
+        let row: Vec<f32> = (0..WIDTH as i32).map(|j| (255 - 2 * j) as f32 * 2f32.powi(3 * (j - 4) - 7)).collect();
         row.repeat(N_ROWS)
     }
 
     /// `ZᵀZ` in f64, row-major, and `Σ z`.
     fn exact(rows: &[f32]) -> (Vec<f64>, Vec<f64>) {
-        let (mut gram, mut sum) = (vec![0.0; D_FF * D_FF], vec![0.0; D_FF]);
-        for row in rows.chunks_exact(D_FF) {
+        let (mut gram, mut sum) = (vec![0.0; WIDTH * WIDTH], vec![0.0; WIDTH]);
+        for row in rows.chunks_exact(WIDTH) {
             for (i, left) in row.iter().enumerate() {
                 sum[i] += f64::from(*left);
                 for (j, right) in row.iter().enumerate() {
-                    gram[i * D_FF + j] += f64::from(*left) * f64::from(*right);
+                    gram[i * WIDTH + j] += f64::from(*left) * f64::from(*right);
                 }
             }
         }
@@ -138,15 +138,15 @@ mod tests {
     /// that of a sum relative to itself.
     fn errors(rows: &[f32], path: GramPath, rows_at_once: usize) -> (f64, f64) {
         let compute = Compute::host();
-        let mut hidden = HiddenGram::new(D_FF, path);
-        for piece in rows.chunks(rows_at_once * D_FF) {
-            let tensor = compute.tensor(piece.to_vec(), [piece.len() / D_FF, D_FF]);
-            pollster::block_on(hidden.add(tensor, &compute)).expect("the host computes");
+        let mut sums = ActivationGram::new(WIDTH, path);
+        for piece in rows.chunks(rows_at_once * WIDTH) {
+            let tensor = compute.tensor(piece.to_vec(), [piece.len() / WIDTH, WIDTH]);
+            pollster::block_on(sums.add(tensor, &compute)).expect("the host computes");
         }
-        let ((gram, sum), (expected, expected_sum)) = (hidden.finish(), exact(rows));
-        let scale = |i: usize| expected[i * D_FF + i].sqrt();
-        let entries = (0..D_FF).flat_map(|i| (0..D_FF).map(move |j| (i, j)));
-        let of_gram = entries.map(|(i, j)| (gram.get(i, j) - expected[i * D_FF + j]).abs() / (scale(i) * scale(j)));
+        let ((gram, sum), (expected, expected_sum)) = (sums.finish(), exact(rows));
+        let scale = |i: usize| expected[i * WIDTH + i].sqrt();
+        let entries = (0..WIDTH).flat_map(|i| (0..WIDTH).map(move |j| (i, j)));
+        let of_gram = entries.map(|(i, j)| (gram.get(i, j) - expected[i * WIDTH + j]).abs() / (scale(i) * scale(j)));
         let of_sum = sum.iter().zip(&expected_sum).map(|(found, expected)| (found / expected - 1.0).abs());
         (of_gram.fold(0.0, f64::max), of_sum.fold(0.0, f64::max))
     }
