@@ -34,13 +34,18 @@ impl Plan {
             let of_layer = curves
                 .get_mut(layer)
                 .ok_or_else(|| Error::out_of_range("layer", format!("less than {}", self.layers.len()), layer))?;
-            *curve_mut(of_layer, module) = only(curve_of(&self.layers[layer].curves, module), layer, module, width)?;
+            *curve_mut(of_layer, module) =
+                only(curve_of(self.layers[layer].curves.as_ref(), module), layer, module, width)?;
         }
         let widths = self.shared_out(&curves)?;
         let mut plan = self.clone();
         for ((layer, widths), dense) in plan.layers.iter_mut().zip(widths).zip(&self.model.widths) {
             (layer.d_ff, layer.d_qk, layer.d_v) = (widths.d_ff, widths.d_qk, widths.d_v);
             layer.sparsity = 1.0 - self.model.params(widths) as f64 / self.model.params(*dense) as f64;
+        }
+        if !held.is_empty() {
+            // What was tried was another plan.
+            plan.tried.clear();
         }
         plan.totals = plan.computed_totals();
         Ok(plan)
@@ -89,8 +94,8 @@ fn only(curve: Option<&ErrorCurve>, layer: usize, module: Module, width: usize) 
     Ok(ErrorCurve { widths: vec![width], errors: vec![curve.errors[position]] })
 }
 
-fn curve_of(curves: &Option<LayerCurves>, module: Module) -> Option<&ErrorCurve> {
-    curves.as_ref().map(|curves| match module {
+fn curve_of(curves: Option<&LayerCurves>, module: Module) -> Option<&ErrorCurve> {
+    curves.map(|curves| match module {
         Module::Mlp => &curves.d_ff,
         Module::QueryKey => &curves.d_qk,
         Module::ValueOutput => &curves.d_v,
@@ -173,7 +178,7 @@ mod tests {
         let best = plan.predicted_error().expect("curves");
         for layer in 0..3 {
             for module in MODULES {
-                let curve = curve_of(&plan.layers[layer].curves, module).expect("curves").clone();
+                let curve = curve_of(plan.layers[layer].curves.as_ref(), module).expect("curves").clone();
                 for asked in curve.widths {
                     let held = plan.hold(&[HeldWidth { layer, module, width: asked }]).expect("the budget is small");
                     assert_eq!(width(&held, layer, module), asked);
@@ -194,7 +199,7 @@ mod tests {
             let layers = plan.layers.iter().enumerate();
             let one = |(layer, of_layer): (usize, &crate::LayerPlan)| {
                 MODULES.map(|module| {
-                    let width = curve_of(&of_layer.curves, module).map_or(0, pick);
+                    let width = curve_of(of_layer.curves.as_ref(), module).map_or(0, pick);
                     HeldWidth { layer, module, width }
                 })
             };

@@ -1,11 +1,12 @@
-/** What the page may cost: the first view, and a compression from end to end. Prints what it finds. */
-import { readFileSync } from 'node:fs'
+/** What the page may cost: the first view, the core, and a compression from end to end. Prints what it finds. */
+import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { brotliCompressSync, constants } from 'node:zlib'
 
 import { expect, test } from 'vitest'
 
-import { studio } from './harness.ts'
+import { DIST, studio } from './harness.ts'
 
 const page = studio()
 
@@ -96,6 +97,17 @@ function watchStages(): void {
   }
   new MutationObserver(look).observe(document, { subtree: true, childList: true, characterData: true })
 }
+
+// Brotli's largest window: most of the core are kernels of which there is a copy for every kind of number, far apart.
+test('the core is at most 3 MB when compressed', { timeout: 900_000 }, () => {
+  const name = readdirSync(join(DIST, 'assets')).find((file) => file.endsWith('.wasm'))
+  if (name === undefined) throw new Error('the page has been built without its core')
+  const plain = readFileSync(join(DIST, 'assets', name))
+  const params = { [constants.BROTLI_PARAM_QUALITY]: 11, [constants.BROTLI_PARAM_LGWIN]: 24, [constants.BROTLI_PARAM_SIZE_HINT]: plain.length }
+  const megabytes = brotliCompressSync(plain, { params }).length / 1e6
+  console.log(`core: ${(plain.length / 1e6).toFixed(1)} MB, ${megabytes.toFixed(2)} MB with brotli`)
+  expect(megabytes).toBeLessThanOrEqual(3)
+})
 
 test('the bundled OPT is compressed and scored on the processor in ten seconds', { timeout: 300_000 }, async () => {
   const spent: [string, number][] = []
