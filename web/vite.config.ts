@@ -1,7 +1,9 @@
 import { defineConfig } from 'vitest/config'
 
+import { firstView } from './build/first_view.ts'
 import { formulas } from './build/formulas.ts'
 import { offline } from './build/offline.ts'
+import { picture } from './build/picture.ts'
 
 export default defineConfig({
   root: 'www',
@@ -9,7 +11,7 @@ export default defineConfig({
   base: './',
   // The models and texts that come with the command line.
   publicDir: '../../cli/demo',
-  plugins: [formulas(), offline()],
+  plugins: [formulas(), picture(), firstView(), offline()],
   worker: { format: 'es' },
   build: { outDir: '../dist', emptyOutDir: true, target: 'es2022', assetsInlineLimit: 0, modulePreload: { polyfill: false } },
   server: { fs: { allow: ['..'] } },

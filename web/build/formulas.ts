@@ -1,5 +1,5 @@
 /**
- * `virtual:formulas`: the page's formulas, typeset by KaTeX while the page is built, so that no browser has to do it.
+ * `virtual:formula/NAME`: a formula of the page, typeset by KaTeX while the page is built, so that no browser has to do it.
  *
  * A symbol is written `\sym{name}{tex}` and becomes an element with `data-symbol="name"`, which the page lights up
  * together with the part of the picture that has the same name.
@@ -11,20 +11,22 @@ import katex from 'katex'
 import type { Plugin } from 'vite'
 
 const SOURCE = fileURLToPath(new URL('../www/src/lessons/formulas.json', import.meta.url))
-const NAME = 'virtual:formulas'
+const PREFIX = 'virtual:formula/'
 const FONTS = /KaTeX_(AMS|Main-Regular|Math-Italic|Size[1-4])/
 
 export function formulas(): Plugin {
   return {
     name: 'formulas',
     enforce: 'pre',
-    resolveId: (id) => (id === NAME ? `\0${NAME}` : undefined),
+    resolveId: (id) => (id.startsWith(PREFIX) ? `\0${id}` : undefined),
     load(id) {
-      if (id !== `\0${NAME}`) return undefined
+      if (!id.startsWith(`\0${PREFIX}`)) return undefined
       this.addWatchFile(SOURCE)
       const sources = JSON.parse(readFileSync(SOURCE, 'utf8')) as Record<string, string>
-      const typeset = Object.entries(sources).map(([name, tex]) => [name, typesetFormula(tex)])
-      return `export default ${JSON.stringify(Object.fromEntries(typeset))}`
+      const name = id.slice(PREFIX.length + 1)
+      const tex = sources[name]
+      if (tex === undefined) throw new Error(`there is no formula \`${name}\` in ${SOURCE}`)
+      return `export default ${JSON.stringify(typesetFormula(tex))}`
     },
     // Every browser that runs the page reads woff2, and the formulas use few of the fonts.
     transform(code, id) {

@@ -15,4 +15,4 @@ pub mod protocol;
 mod bindings;
 
 #[cfg(target_family = "wasm")]
-pub use bindings::{Compressed, Device, Files, Model, Statistics, Weight, on_panic};
+pub use bindings::{Compressed, Device, Files, Model, Statistics, Weight, hold_widths, on_panic, predicted_error};

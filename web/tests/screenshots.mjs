@@ -34,6 +34,9 @@ const ACTIONS = {
   async compress(page) {
     await page.locator('button.primary:not(:disabled)').click({ timeout: 120_000 })
     await page.locator('.result:not(:has-text("…"))').waitFor({ timeout: 240_000 })
+    await page.getByRole('slider', { name: 'Layer 1, MLP: width that stays' }).press('PageDown')
+    await page.getByText('of what the solver would lose').waitFor()
+    await page.waitForTimeout(500)
   },
 }
 for (const [view, hash] of Object.entries(VIEWS)) {

@@ -3,9 +3,11 @@
 use std::fmt;
 
 use modegpt_architecture::MapName;
+use serde::{Deserialize, Serialize};
 
 /// The three parts of a decoder block that are compressed independently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Module {
     /// Up (and gate) and down maps: type I.
     Mlp,

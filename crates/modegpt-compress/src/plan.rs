@@ -410,7 +410,7 @@ impl Plan {
         same("model_fingerprint", self.model_fingerprint.clone(), fingerprint.to_owned())
     }
 
-    fn computed_totals(&self) -> Totals {
+    pub(crate) fn computed_totals(&self) -> Totals {
         let after = self.layers.iter().map(|layer| self.model.params_at(layer.widths(), &layer.ranks)).sum();
         Totals::new(self.model.block_params(), after)
     }

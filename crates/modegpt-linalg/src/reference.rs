@@ -38,7 +38,7 @@ pub fn ridge_leverage_scores(gram: MatRef<'_, f64>, ridge: f64) -> Vec<f64> {
 pub fn nystrom(gram: MatRef<'_, f64>, kept: &[usize], down: MatRef<'_, f64>) -> Result<Mat<f64>, Error> {
     let kept_rows = rows_of(gram, kept); // C_J:, [k, d_ff]
     let kept_block = Mat::from_fn(kept.len(), kept.len(), |i, j| kept_rows[(i, kept[j])]);
-    Ok(thin_svd(kept_block)?.pseudoinverse() * kept_rows * down)
+    Ok(thin_svd(&kept_block)?.pseudoinverse() * kept_rows * down)
 }
 
 /// The Nyström refit with an intercept: a unit that always fires is always kept, and its row is the bias.
@@ -127,8 +127,8 @@ pub fn value_output(
     rank: usize,
 ) -> Result<(Mat<f64>, Mat<f64>), Error> {
     let root = symmetric_root(covariance)?;
-    let first = thin_svd(&root * value)?;
-    let second = thin_svd(first.S() * first.V().transpose() * output)?;
+    let first = thin_svd(&(&root * value))?;
+    let second = thin_svd(&(first.S() * first.V().transpose() * output))?;
     let new_value = inverse(root.as_ref()) * first.U() * second.U().get(.., ..rank);
     let new_output = scaled(second.V(), &singular_values(&second)[..rank]).transpose().to_owned();
     Ok((new_value, new_output))
@@ -160,7 +160,7 @@ pub fn joint_query_key(
     rank: usize,
 ) -> Result<(Mat<f64>, Mat<f64>), Error> {
     let (query, key) = (symmetric_root(query_gram)?, symmetric_root(key_gram)?);
-    let svd = thin_svd(&query * &key)?;
+    let svd = thin_svd(&(&query * &key))?;
     let roots: Vec<f64> = singular_values(&svd)[..rank].iter().map(|value| value.sqrt()).collect();
     Ok((inverse(query.as_ref()) * scaled(svd.U(), &roots), inverse(key.as_ref()) * scaled(svd.V(), &roots)))
 }
@@ -175,13 +175,13 @@ pub fn weighted_svd(
     output: MatRef<'_, f64>,
     rank: usize,
 ) -> Result<(Mat<f64>, Mat<f64>), Error> {
-    let svd = thin_svd(input * weight * output)?;
+    let svd = thin_svd(&(input * weight * output))?;
     let a = inverse(input) * scaled(svd.U(), &singular_values(&svd)[..rank]);
     let b = svd.V().get(.., ..rank).transpose() * inverse(output);
     Ok((a, b))
 }
 
-fn thin_svd(matrix: Mat<f64>) -> Result<Svd<f64>, Error> {
+fn thin_svd(matrix: &Mat<f64>) -> Result<Svd<f64>, Error> {
     let (rows, columns) = matrix.shape();
     matrix.thin_svd().map_err(|_| Error::NoConvergence { rows, columns })
 }

@@ -4,13 +4,21 @@ mod device;
 mod files;
 mod model;
 mod panics;
+mod plan;
 
 pub use device::Device;
 pub use files::Files;
 pub use model::{Compressed, Model, Statistics, Weight};
 pub use panics::on_panic;
+pub use plan::{hold_widths, predicted_error};
+
+use serde::de::DeserializeOwned;
 
 /// A sentence for the page.
 fn sentence(error: impl std::fmt::Display) -> String {
     error.to_string()
+}
+
+fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_str(text).map_err(|error| format!("the request cannot be read: {error}"))
 }

@@ -14,10 +14,9 @@ use modegpt::{
     AllocationChoice, Calibration, PlanRequest, Reporter, Silent, activation_spectra, evaluate, weight_spectra, write,
 };
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
-use super::{Device, Files, sentence};
+use super::{Device, Files, from_json, sentence};
 use crate::protocol::{CalibrationRequest, EvaluationRequest, StatisticsSummary, Summary, WriteRequest, WriteResult};
 
 /// A model that can be looked at, run and compressed.
@@ -245,6 +244,19 @@ impl Model {
 
 #[wasm_bindgen]
 impl Statistics {
+    /// Rows and columns `units` of the Gram matrix of a layer's hidden units, row after row.
+    ///
+    /// # Errors
+    /// That there is no such layer or unit.
+    #[wasm_bindgen(js_name = hiddenGram)]
+    pub fn hidden_gram(&self, layer: usize, units: &[usize]) -> Result<Vec<f64>, String> {
+        let gram = &self.layers.get(layer).ok_or_else(|| format!("layer {layer} was not observed"))?.mlp;
+        if let Some(unit) = units.iter().find(|unit| **unit >= gram.dim()) {
+            return Err(format!("layer {layer} has {} hidden units, there is no unit {unit}", gram.dim()));
+        }
+        Ok(units.iter().flat_map(|&row| units.iter().map(move |&col| gram.get(row, col))).collect())
+    }
+
     /// [`StatisticsSummary`] as JSON.
     ///
     /// # Errors
@@ -306,8 +318,4 @@ impl Reporter for Listener {
 
 fn to_json(value: &impl Serialize) -> Result<String, String> {
     serde_json::to_string(value).map_err(sentence)
-}
-
-fn from_json<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_str(text).map_err(|error| format!("the request cannot be read: {error}"))
 }

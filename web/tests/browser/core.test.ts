@@ -71,10 +71,10 @@ describe.each([
     expect(after / run('eval', written, ...text).perplexity).toBeCloseTo(1, 3)
 
     const ours = join(work, `${folder}-ours`)
-    const calibration = ['--calibration', `${DEMO}/calibration.txt`, '--samples', '128', '--seq-len', '256', '--seed', '0']
+    const calibration = ['--calibration', `${DEMO}/calibration.txt`, '--samples', '64', '--seq-len', '256', '--seed', '0']
     run('compress', `${DEMO}/${folder}`, '-o', ours, '--sparsity', '0.25', ...options, ...calibration)
     const plan = (folder: string) => JSON.parse(readFileSync(join(folder, 'modegpt_plan.json'), 'utf8'))
-    expect(plan(written).layers.map(widths)).toEqual(plan(ours).layers.map(widths))
+    expect(plan(written).layers.map(widthsOf)).toEqual(plan(ours).layers.map(widthsOf))
     const report = (folder: string) => JSON.parse(readFileSync(join(folder, 'modegpt_report.json'), 'utf8'))
     report(written).layers.forEach((layer: Report, i: number) => {
       const theirs: Report = report(ours).layers[i]
@@ -93,9 +93,74 @@ interface Report {
   value_output: { relative_error: number }
 }
 
-function widths({ d_ff, d_qk, d_v }: { d_ff: number; d_qk: number; d_v: number }) {
+function widthsOf({ d_ff, d_qk, d_v }: { d_ff: number; d_qk: number; d_v: number }) {
   return [d_ff, d_qk, d_v]
 }
+
+test('an allocation set by hand keeps the budget, is in the address, and is applied', async () => {
+  const shown = await page.open('#/compress?device=cpu&model=llama&sparsity=0.25')
+  await compress(shown)
+  const bar = (layer: number) => shown.getByRole('slider', { name: `Layer ${layer}, MLP: width that stays` })
+  const widths = () => shown.locator('.plan [role=slider]').evaluateAll((bars) => bars.map((bar) => Number(bar.getAttribute('aria-valuenow'))))
+  const before = await widths()
+  await bar(1).press('ArrowLeft')
+  await bar(1).press('ArrowLeft')
+  await shown.locator('.plan .held').waitFor()
+  // Every key is answered by a plan, and the last one counts.
+  await shown.waitForTimeout(1500)
+  const after = await widths()
+  expect(after[3]).toBe((before[3] ?? NaN) - 8)
+  expect(after.filter((width, i) => i !== 3 && width !== before[i])).not.toEqual([])
+  expect(await shown.locator('.plan caption').textContent()).toMatch(/^2[45]\.\d/)
+  expect(await shown.locator('.number', { hasText: 'of what the solver would lose' }).locator('strong').textContent()).toMatch(/^× (1\.|[2-9])/)
+  await shown.waitForURL(`**held=1.mlp.${after[3]}*`)
+  expect(await violations(shown)).toEqual([])
+
+  await compress(shown)
+  const archive = join(work, 'held.tar')
+  const download = shown.waitForEvent('download')
+  await shown.getByRole('button', { name: 'Download' }).click()
+  await (await download).saveAs(archive)
+  const plan = execFileSync('tar', ['-xOf', archive, 'stories260k-25/modegpt_plan.json'], { encoding: 'utf8' })
+  expect(JSON.parse(plan).layers.flatMap(widthsOf)).toEqual(after)
+
+  await shown.getByRole('button', { name: 'Let go of the one' }).click()
+  await expect.poll(widths).toEqual(before)
+  await shown.setViewportSize({ width: 390, height: 800 })
+  expect(await overflow(shown)).toBe(0)
+  await shown.context().close()
+})
+
+test.each([
+  ['svd', 'Singular values of OPT, tiny stories, layer 1, query'],
+  ['metric', 'Share of the output lost by rank, cut in three metrics'],
+  ['nystrom', 'the 8 loudest hidden units of OPT, tiny stories, layer 1'],
+  ['cr', 'Scores of coordinates, the largest first'],
+] as const)('lesson %s is shown on a real layer, in place', async (lesson, found) => {
+  const shown = await page.open(`#/learn/${lesson}?device=cpu&layer=1`)
+  await shown.getByRole('button', { name: /^Show .* of a real model$/ }).click()
+  await shown.getByRole('button', { name: 'Back to the example' }).waitFor({ timeout: 120_000 })
+  expect((await shown.getByText(found).count()) + (await shown.getByLabel(found).count())).toBeGreaterThan(0)
+  expect(await violations(shown)).toEqual([])
+  expect(page.errors).toEqual([])
+  await shown.getByRole('button', { name: 'Back to the example' }).click()
+  await shown.getByRole('button', { name: /^Show .* of a real model$/ }).waitFor()
+  await shown.context().close()
+})
+
+test('with all of it kept, a model is explored without a network', async () => {
+  const context = await page.browser().newContext()
+  const shown = await page.open('', { context })
+  await shown.evaluate(async () => void (await navigator.serviceWorker.ready))
+  await shown.reload()
+  await shown.getByRole('button', { name: 'Keep all of it' }).click()
+  await shown.getByText('All of it is kept').waitFor({ timeout: 120_000 })
+  await context.setOffline(true)
+  await shown.goto(`${page.address}#/explore?device=cpu&model=llama`)
+  await shown.reload()
+  await shown.getByText('Llama: 5 layers').waitFor({ timeout: 60_000 })
+  await context.close()
+})
 
 test('work is stopped, and the page goes on', async () => {
   const shown = await page.open('#/compress?device=cpu')

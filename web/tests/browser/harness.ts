@@ -1,6 +1,6 @@
 /** Chromium, and the built page on loopback. */
 import { once } from 'node:events'
-import { createReadStream, readFileSync, statSync } from 'node:fs'
+import { createReadStream, readdirSync, readFileSync, statSync } from 'node:fs'
 import { createServer, type Server } from 'node:http'
 import { createRequire } from 'node:module'
 import { extname, join, normalize } from 'node:path'
@@ -10,7 +10,9 @@ import { createGzip } from 'node:zlib'
 import { type Browser, type BrowserContext, chromium, type Page } from 'playwright-core'
 import { afterAll, beforeAll } from 'vitest'
 
-const DIST = fileURLToPath(new URL('../../dist', import.meta.url))
+import type { Answer, Ask, FromWorker, Topic } from '../../www/src/core/protocol.ts'
+
+export const DIST = fileURLToPath(new URL('../../dist', import.meta.url))
 const EXECUTABLE = process.env['CHROMIUM'] ?? '/usr/bin/chromium'
 const FLAGS = [
   '--headless=new',
@@ -92,6 +94,38 @@ function serve(sent: { path: string; bytes: number }[]): Server {
     stream.on('data', (chunk: Buffer) => (record.bytes += chunk.length))
     stream.pipe(response)
   })
+}
+
+/** Questions to a worker of the core without the page before it. */
+export interface Worker {
+  ask<T extends Topic>(topic: T, ask: Ask<T>): Promise<Answer<T>>
+}
+
+/** Starts the core's worker in `page`; it lasts as long as that. Bytes in its answers do not survive the way here. */
+export async function worker(page: Page): Promise<Worker> {
+  const file = readdirSync(join(DIST, 'assets')).find((name) => /^worker-.*\.js$/.test(name))
+  if (file === undefined) throw new Error('the page has been built without its worker')
+  await page.evaluate((file) => {
+    const worker = new Worker(new URL(`assets/${file}`, document.baseURI), { type: 'module' })
+    const pending = new Map<number, (message: FromWorker) => void>()
+    worker.onmessage = ({ data }: MessageEvent<FromWorker>) => {
+      if (data.kind === 'progress') return
+      pending.get(data.id)?.(data)
+      pending.delete(data.id)
+    }
+    let last = 0
+    const ask = (topic: string, ask: unknown) =>
+      new Promise((resolve, reject) => {
+        const id = last++
+        pending.set(id, (message) => (message.kind === 'answer' ? resolve(message.answer) : reject(new Error('message' in message ? message.message : ''))))
+        worker.postMessage({ id, topic, ask })
+      })
+    Object.assign(globalThis, { ask })
+  }, file)
+  return {
+    ask: (topic, ask) =>
+      page.evaluate(([topic, ask]) => (globalThis as unknown as { ask(topic: unknown, ask: unknown): never }).ask(topic, ask), [topic, ask] as const),
+  }
 }
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')

@@ -1,35 +1,10 @@
-/** The page without the core: lessons, keyboard, address, accessibility, and what the first view costs. */
+/** The page without the core: lessons, keyboard, address, accessibility. */
 import { describe, expect, test } from 'vitest'
 
 import { LESSONS } from '../../www/src/place.ts'
 import { overflow, studio, violations } from './harness.ts'
 
 const page = studio()
-describe('the first view', () => {
-  test('is small, and touchable on a slow phone without the core', async () => {
-    const context = await page.browser().newContext({ viewport: { width: 390, height: 800 }, serviceWorkers: 'block' })
-    const slow = await context.newPage()
-    const session = await context.newCDPSession(slow)
-    await session.send('Emulation.setCPUThrottlingRate', { rate: 4 })
-    // 4G as browsers' own tools understand it: 9 Mbit/s, 170 ms.
-    await session.send('Network.enable')
-    await session.send('Network.emulateNetworkConditions', { offline: false, latency: 170, downloadThroughput: 1.125e6, uploadThroughput: 0.2e6 })
-    page.sent.length = 0
-    const begin = performance.now()
-    await slow.goto(page.address, { waitUntil: 'commit' })
-    await slow.getByRole('slider', { name: 'Rank' }).focus()
-    await slow.keyboard.press('ArrowRight')
-    await slow.locator('[aria-valuenow="9"]').waitFor()
-    const seconds = (performance.now() - begin) / 1000
-    // What comes later than this is not of the first view.
-    await slow.waitForTimeout(2000)
-    const kilobytes = page.sent.reduce((sum, { bytes }) => sum + bytes, 0) / 1000
-    console.log(`first view: ${kilobytes.toFixed(0)} kB in ${page.sent.length} files, touched after ${seconds.toFixed(2)} s`)
-    expect(kilobytes).toBeLessThan(300)
-    expect(page.sent.some(({ path }) => path.endsWith('.wasm'))).toBe(false)
-    await context.close()
-  })
-})
 
 describe.each([1200, 390])('%i pixels wide', (width) => {
   test.each(LESSONS)('lesson %s shows its figure, overflows nothing, and is accessible', async (lesson) => {
@@ -63,10 +38,12 @@ test('dragging the cut changes rank, energy and address', async () => {
 
 test('a link shows the same view, and going back returns to it', async () => {
   const shown = await page.open('#/learn/nystrom?kept=2.4.5')
+  await shown.locator('.unit.kept').first().waitFor()
   expect(await shown.locator('.unit.kept').count()).toBe(3)
   await shown.getByRole('link', { name: 'Next' }).click()
   await shown.getByRole('heading', { name: 'A product by few columns' }).waitFor()
   await shown.goBack()
+  await shown.locator('.unit.kept').first().waitFor()
   expect(await shown.locator('.unit.kept .name').allTextContents()).toEqual(['unit 3', 'unit 5', 'unit 6'])
   await shown.context().close()
 })

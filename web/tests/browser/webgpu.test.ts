@@ -1,36 +1,96 @@
-/** The same numbers on WebGPU: by the browser's software adapter, so the texts are short. */
+/** The same numbers on WebGPU: by the browser's software adapter, so the texts are as short as they may be. */
 import { readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
 import { expect, test } from 'vitest'
 
-import { studio } from './harness.ts'
+import type { DeviceKind, Plan } from '../../www/src/core/protocol.ts'
+import { studio, worker } from './harness.ts'
 
 const page = studio(['--enable-unsafe-webgpu'])
-const stories = readFileSync(fileURLToPath(new URL('../../../cli/demo/held-out.txt', import.meta.url)), 'utf8')
+const demo = (name: string) => readFileSync(fileURLToPath(new URL(`../../../cli/demo/${name}`, import.meta.url)), 'utf8')
+const calibration = demo('calibration.txt')
+const heldOut = demo('held-out.txt')
+/**
+ * Of calibration: more than any layer has hidden units, which are 384. With fewer, least squares fits them exactly in many
+ * ways, and rounding chooses one: with 256 tokens perplexities differ by 23 %, though all statistics agree to 2e-7.
+ */
+const TOKENS = 1024
+/** Measured: 1.7e-6 for the errors, less for all else. */
+const TOLERANCE = 1e-4
 
-/** Perplexity before and after. */
-async function compressed(device: 'cpu' | 'webgpu'): Promise<number[]> {
-  const shown = await page.open(`#/compress?device=${device}&sparsity=0.25`)
-  await shown.getByText('Texts of your own').click()
-  await shown.getByLabel('calibration text').fill(stories.slice(0, 2_000))
-  await shown.getByLabel('text to be scored').fill(stories.slice(2_000, 2_400))
-  await shown.getByLabel('begin of a text').fill('One day')
-  await shown.locator('button.primary:not(:disabled)').click({ timeout: 170_000 })
-  await shown.locator('.result:not(:has-text("…"))').waitFor({ timeout: 600_000 })
-  const name = await shown.locator('.device').textContent()
-  expect(name).toContain(device === 'cpu' ? 'the processor' : 'webgpu')
-  const row = shown.locator('.result tr', { hasText: 'perplexity' }).locator('td')
-  const found = [Number(await row.nth(0).textContent()), Number(await row.nth(1).textContent())]
+/** Everything from observation to perplexity, by a plan of its own or a given one. */
+async function run(kind: DeviceKind, given?: Plan) {
+  const shown = await page.open('')
+  const core = await worker(shown)
+  const begin = performance.now()
+  const device = await core.ask('device', { kind })
+  const source = { kind: 'bundled', name: 'opt-tiny-stories' } as const
+  const { layers } = await core.ask('open', { source, base: page.address })
+  const request = { samples: TOKENS / 256, seqLen: 256, seed: 0, batchTokens: 1024 }
+  const statistics = await core.ask('calibrate', { text: calibration.slice(0, 40 * TOKENS), request })
+  const activations = []
+  for (let layer = 0; layer < layers.length; layer++) activations.push(await core.ask('activations', { layer }))
+  const { plan } = await core.ask('plan', { request: { sparsity: 0.25, mode: 'best' }, held: [] })
+  const { report } = await core.ask('compress', { plan: given ?? plan })
+  const text = { text: heldOut, seqLen: 256, maxWindows: 2 }
+  const dense = await core.ask('perplexity', { ...text, side: 'dense' })
+  const compressed = await core.ask('perplexity', { ...text, side: 'compressed' })
   await shown.context().close()
-  return found
+  console.log(`${device.name}: ${device.gflops.toFixed(2)} GFLOP/s, ${((performance.now() - begin) / 1000).toFixed(0)} s`)
+  return { statistics, activations, plan, report, perplexities: [dense.perplexity, compressed.perplexity] }
 }
 
-test('a model is scored and compressed on WebGPU as on the processor', { timeout: 1_200_000 }, async () => {
-  const [cpu, gpu] = [await compressed('cpu'), await compressed('webgpu')]
-  const [dense = NaN, small = NaN] = gpu.map((perplexity, i) => perplexity / (cpu[i] ?? NaN))
-  console.log(`perplexity on WebGPU: ${gpu.join(', ')}; on the processor: ${cpu.join(', ')}`)
-  expect(dense).toBeCloseTo(1, 3)
-  // So few tokens leave units without a choice between them, and rounding decides.
-  expect(Math.abs(small - 1)).toBeLessThan(0.1)
+/** Largest difference of two lists, as a share of the largest value. */
+function difference(found: readonly number[], expected: readonly number[]): number {
+  expect(found.length).toBe(expected.length)
+  const most = Math.max(...expected.map(Math.abs))
+  return Math.max(...found.map((value, i) => Math.abs(value - (expected[i] ?? NaN)))) / most
+}
+
+/** As [`difference`], each as a share of the value expected. */
+function relative(found: readonly number[], expected: readonly number[]): number {
+  expect(found.length).toBe(expected.length)
+  return Math.max(...found.map((value, i) => (value === expected[i] ? 0 : Math.abs(value / (expected[i] ?? NaN) - 1))))
+}
+
+test('a model is observed, compressed and scored on WebGPU as on the processor', { timeout: 1_200_000 }, async () => {
+  const cpu = await run('cpu')
+  const gpu = await run('webgpu', cpu.plan)
+  const found = {
+    influence: relative(gpu.statistics.blockInfluence, cpu.statistics.blockInfluence),
+    hidden: Math.max(...gpu.activations.map((one, i) => difference(one.hidden, cpu.activations[i]?.hidden ?? []))),
+    energy: Math.max(...gpu.activations.map((one, i) => difference(one.hidden_energy, cpu.activations[i]?.hidden_energy ?? []))),
+    leverage: Math.max(...gpu.activations.map((one, i) => difference(one.leverage, cpu.activations[i]?.leverage ?? []))),
+    queryKey: Math.max(...gpu.activations.map((one, i) => difference(one.query_key.flat(), cpu.activations[i]?.query_key.flat() ?? []))),
+    valueOutput: Math.max(...gpu.activations.map((one, i) => difference(one.value_output.flat(), cpu.activations[i]?.value_output.flat() ?? []))),
+    errors: relative(errorsOf(gpu), errorsOf(cpu)),
+    perplexities: relative(gpu.perplexities, cpu.perplexities),
+  }
+  console.log('WebGPU against the processor:', found)
+  console.log(`perplexities: ${gpu.perplexities.join(', ')}; on the processor ${cpu.perplexities.join(', ')}`)
+  expect(gpu.statistics.tokenHash).toBe(cpu.statistics.tokenHash)
+  for (const [what, value] of Object.entries(found)) expect(value, what).toBeLessThan(TOLERANCE)
+  expect(gpu.plan.layers.map(widths)).toEqual(cpu.plan.layers.map(widths))
 })
+
+test('a lost card is told, and the page goes on', { timeout: 300_000 }, async () => {
+  const shown = await page.open('#/compress?device=webgpu&model=llama')
+  await shown.locator('button.primary:not(:disabled)').click({ timeout: 120_000 })
+  await shown.getByText('observing the model').waitFor()
+  const session = await page.browser().newBrowserCDPSession()
+  await session.send('Browser.crashGpuProcess')
+  await shown.getByRole('alert').filter({ hasText: 'the graphics card was lost' }).waitFor({ timeout: 60_000 })
+  await shown.getByRole('button', { name: 'Dismiss' }).click()
+  await shown.getByText('computing on webgpu').waitFor({ timeout: 120_000 })
+  await shown.getByText('Llama: 5 layers').waitFor()
+  await shown.context().close()
+})
+
+function errorsOf({ report }: Awaited<ReturnType<typeof run>>): number[] {
+  return report.layers.flatMap(({ mlp, query_key, value_output }) => [mlp, query_key, value_output].map((module) => module.relative_error))
+}
+
+function widths({ d_ff, d_qk, d_v }: Plan['layers'][number]) {
+  return [d_ff, d_qk, d_v]
+}

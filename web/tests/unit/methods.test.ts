@@ -4,7 +4,7 @@ import { cappedSoftmax, cheapest, meanOf } from '../../www/src/math/allocation.t
 import { crScores, frequency, logits, rotated } from '../../www/src/math/attention.ts'
 import { energyUnder, lowRank } from '../../www/src/math/low_rank.ts'
 import { Matrix } from '../../www/src/math/matrix.ts'
-import { choices, dropError, leverageScores, refitError } from '../../www/src/math/nystrom.ts'
+import { choices, dropError, leverageScores, mixing, refitError } from '../../www/src/math/nystrom.ts'
 import { cholesky, solve } from '../../www/src/math/psd.ts'
 import { marchenkoPastur } from '../../www/src/math/random_matrix.ts'
 import { normal } from '../../www/src/math/random.ts'
@@ -60,24 +60,33 @@ describe('low rank in a metric', () => {
 
 describe('Nyström', () => {
   const hidden = random(40, 5, 1)
+  const gram = hidden.gram
   const down = random(5, 3, 2)
 
   test('keeping all loses nothing, keeping none loses all', () => {
-    expect(refitError(hidden, down, [0, 1, 2, 3, 4])).toBeLessThan(1e-15)
-    expect(refitError(hidden, down, [])).toBe(1)
+    expect(refitError(gram, down, [0, 1, 2, 3, 4])).toBeLessThan(1e-15)
+    expect(refitError(gram, down, [])).toBe(1)
+  })
+
+  test('errors are those of the outputs', () => {
+    const exact = hidden.times(down)
+    const left = exact.minus(hidden.columns([0, 2]).times(down.rowsAt([0, 2]))).energy / exact.energy
+    expect(dropError(gram, down, [0, 2])).toBeCloseTo(left, 12)
+    const refitted = hidden.columns([0, 2]).times(mixing(gram, [0, 2]).times(down))
+    expect(refitError(gram, down, [0, 2])).toBeCloseTo(exact.minus(refitted).energy / exact.energy, 12)
   })
 
   test('the refit is never worse than cutting off, nor than with fewer units', () => {
     for (const kept of choices(5, 3)) {
-      const error = refitError(hidden, down, kept)
-      expect(error).toBeLessThanOrEqual(dropError(hidden, down, kept))
-      expect(error).toBeLessThanOrEqual(refitError(hidden, down, kept.slice(1)) + 1e-12)
+      const error = refitError(gram, down, kept)
+      expect(error).toBeLessThanOrEqual(dropError(gram, down, kept))
+      expect(error).toBeLessThanOrEqual(refitError(gram, down, kept.slice(1)) + 1e-12)
     }
   })
 
   test('a unit that repeats another costs nothing', () => {
     const twins = Matrix.from(40, 5, (row, col) => hidden.get(row, col === 4 ? 0 : col))
-    expect(refitError(twins, down, [0, 1, 2, 3])).toBeLessThan(1e-9)
+    expect(refitError(twins.gram, down, [0, 1, 2, 3])).toBeLessThan(1e-9)
     const scores = leverageScores(twins.gram, 1e-3)
     expect(Math.max(scores[0] ?? 1, scores[4] ?? 1)).toBeLessThan(Math.min(...scores.slice(1, 4)))
   })

@@ -57,7 +57,7 @@ describe('lessons', () => {
   })
 
   test('among the hidden units three can carry nearly all, and not any three', () => {
-    const errors = choices(8, 3).map((kept) => refitError(HIDDEN, DOWN, kept))
+    const errors = choices(8, 3).map((kept) => refitError(HIDDEN.gram, DOWN, kept))
     expect(Math.min(...errors)).toBeLessThan(0.1)
     expect(Math.max(...errors)).toBeGreaterThan(0.4)
   })

@@ -2,6 +2,7 @@ import type { ComponentType } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
 
 import { address, go, usePlace, type View, VIEWS } from './place.ts'
+import { Later } from './ui/later.tsx'
 import { Learn } from './views/learn.tsx'
 
 const TITLES: Record<View, string> = { learn: 'Learn', explore: 'Explore', compress: 'Compress' }
@@ -45,7 +46,7 @@ export function App() {
         </nav>
       </header>
       <main id="main" ref={main} tabIndex={-1}>
-        {view === 'learn' ? <Learn /> : <Later key={view} view={view} />}
+        {view === 'learn' ? <Learn /> : <Later key={view} load={LATER[view]} />}
       </main>
       <footer>
         <p>
@@ -61,23 +62,13 @@ export function App() {
   )
 }
 
-function Later({ view }: { view: Exclude<View, 'learn'> }) {
-  const [Loaded, setLoaded] = useState<ComponentType | null>(null)
-  const [failed, setFailed] = useState(false)
-  useEffect(() => {
-    LATER[view]().then(
-      (component) => setLoaded(() => component),
-      () => setFailed(true),
-    )
-  }, [view])
-  if (failed) return <p class="problem">This part of the page could not be loaded. Is there a network?</p>
-  return Loaded === null ? <p class="waiting">…</p> : <Loaded />
-}
-
 /** Asks the service worker to keep the core and the bundled models as well. */
 function KeepOffline() {
-  const [state, setState] = useState<'unasked' | 'busy' | 'kept' | 'failed'>('unasked')
-  if (!('serviceWorker' in navigator) || !import.meta.env.PROD) return null
+  const [state, setState] = useState<'impossible' | 'unasked' | 'busy' | 'kept' | 'failed'>('impossible')
+  // Asked late, since the first view is drawn while the page is built, where there is no browser to ask.
+  useEffect(() => {
+    if (import.meta.env.PROD && 'serviceWorker' in navigator) setState('unasked')
+  }, [])
   const keep = async () => {
     setState('busy')
     const { active } = await navigator.serviceWorker.ready
@@ -91,6 +82,7 @@ function KeepOffline() {
     kept: 'All of it is kept for use without a network.',
     failed: 'It could not be kept. Try again',
   }
+  if (state === 'impossible') return null
   if (state === 'kept') return <span role="status">{words.kept}</span>
   return (
     <button type="button" class="plain" disabled={state === 'busy'} onClick={() => void keep()}>

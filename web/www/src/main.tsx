@@ -1,15 +1,20 @@
+import 'katex/dist/katex.min.css'
 import './style.css'
 
-import { render } from 'preact'
+import { hydrate, render } from 'preact'
 
 import { App } from './app.tsx'
-import { followAddress } from './place.ts'
+import { followAddress, isFirstView } from './place.ts'
 
 followAddress()
 const root = document.getElementById('app')
 if (root !== null) {
-  root.replaceChildren()
-  render(<App />, root)
+  // The first view stands in the page already, drawn while it was built; see `build/first_view.ts`.
+  if (root.hasChildNodes() && isFirstView()) hydrate(<App />, root)
+  else {
+    root.replaceChildren()
+    render(<App />, root)
+  }
 }
 if (import.meta.env.PROD && 'serviceWorker' in navigator) {
   // The page works without; what a failed registration takes away is the next visit without a network.

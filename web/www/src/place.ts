@@ -45,6 +45,11 @@ export function followAddress(): void {
   addEventListener('hashchange', () => move(parsePlace(location.hash)))
 }
 
+/** Whether the address names nothing but the view that a reader sees who comes without one. */
+export function isFirstView(): boolean {
+  return formatPlace(place) === formatPlace(parsePlace(''))
+}
+
 export function currentPlace(): Place {
   return place
 }

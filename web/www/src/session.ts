@@ -8,9 +8,11 @@ import type {
   DeviceInfo,
   DeviceKind,
   Evaluation,
+  HeldWidth,
   LayerReport,
   ModelSource,
   Plan,
+  Planned,
   PlanRequest,
   Progress,
   Report,
@@ -43,8 +45,10 @@ export interface Session {
   readonly summary: Summary | null
   readonly spectra: readonly (Spectrum[] | undefined)[]
   readonly statistics: StatisticsSummary | null
+  /** What the statistics were observed on. */
+  readonly observedOn: { readonly text: string; readonly request: CalibrationRequest } | null
   readonly activations: readonly (ActivationSpectra | undefined)[]
-  readonly plan: Plan | null
+  readonly planned: Planned | null
   readonly layerReports: readonly LayerReport[]
   readonly result: { readonly report: Report; readonly summary: Summary; readonly seconds: number } | null
   readonly scores: Readonly<Partial<Record<Side, Evaluation>>>
@@ -56,8 +60,9 @@ const NOTHING_OPEN = {
   summary: null,
   spectra: [],
   statistics: null,
+  observedOn: null,
   activations: [],
-  plan: null,
+  planned: null,
   layerReports: [],
   result: null,
   scores: {},
@@ -163,11 +168,13 @@ export async function measureSpectra(): Promise<boolean> {
   })
 }
 
-/** Passes text through the model and learns of every layer what compression needs. */
+/** Passes text through the model and learns of every layer what compression needs, unless just that is known already. */
 export async function observe(text: string, request: CalibrationRequest): Promise<boolean> {
+  const { statistics, observedOn: last } = session
+  if (statistics !== null && last?.text === text && JSON.stringify(last.request) === JSON.stringify(request)) return true
   return working('observing the model', async (progress) => {
     const statistics = await core.ask('calibrate', { text, request }, progress)
-    change({ statistics, activations: [], plan: null, result: null, layerReports: [] })
+    change({ statistics, observedOn: { text, request }, activations: [], planned: null, result: null, layerReports: [] })
   })
 }
 
@@ -185,15 +192,17 @@ export function weight(layer: number, matrix: string) {
 }
 
 /** A plan takes no time and is not announced, but for the first one by error curves: it asks what every layer would lose. */
-export async function makePlan(request: PlanRequest): Promise<boolean> {
+export async function makePlan(request: PlanRequest, held: readonly HeldWidth[] = []): Promise<boolean> {
   const work = { what: 'asking every layer what it would lose', share: null }
   const late = setTimeout(() => change({ work }), 200)
   try {
-    const plan = await core.ask('plan', { request })
-    change({ plan, work: null, problem: null })
+    const planned = await core.ask('plan', { request, held })
+    change({ planned, work: null, problem: null })
     return true
   } catch (error) {
-    if (!(error instanceof Aborted || error instanceof Crashed)) change({ plan: null, work: null, problem: sentence(error) })
+    // What cannot be held leaves the last plan, in which the reader can let go of it.
+    const planned = held.length > 0 ? session.planned : null
+    if (!(error instanceof Aborted || error instanceof Crashed)) change({ planned, work: null, problem: sentence(error) })
     return false
   } finally {
     clearTimeout(late)
@@ -232,6 +241,11 @@ export async function continueText(side: Side, prompt: string, maxNewTokens: num
     })
     show({ text: done.text, tokensPerSecond: done.tokensPerSecond })
   })
+}
+
+/** Rows and columns of the Gram matrix of a layer's hidden units. */
+export function hiddenGram(layer: number, units: readonly number[]) {
+  return core.ask('hiddenGram', { layer, units })
 }
 
 /** The compressed model's files. */

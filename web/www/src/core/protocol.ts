@@ -84,6 +84,21 @@ export interface LayerPlan extends Widths {
   index: number
   block_influence: number
   sparsity: number
+  /** What the layer would lose at every width, if the allocation asked for that. */
+  curves?: LayerCurves
+}
+
+export interface LayerCurves {
+  unit: string
+  d_ff: ErrorCurve
+  d_qk: ErrorCurve
+  d_v: ErrorCurve
+}
+
+/** Errors at the widths that a module can take, ascending; the last is the present width. */
+export interface ErrorCurve {
+  widths: number[]
+  errors: number[]
 }
 
 /** A plan; only what the page shows or edits is typed, the rest travels untouched. */
@@ -144,6 +159,24 @@ export interface PlanRequest {
   allocation?: 'paper' | 'uniform' | 'error-curves' | { epsilon: number }
 }
 
+export const MODULES = ['mlp', 'query-key', 'value-output'] as const
+export type Module = (typeof MODULES)[number]
+
+/** A width that is given by hand. */
+export interface HeldWidth {
+  readonly layer: number
+  readonly module: Module
+  readonly width: number
+}
+
+/** A plan, and what its error curves say of it, if it has any. */
+export interface Planned {
+  readonly plan: Plan
+  readonly error: number | undefined
+  /** That of the plan in which nothing is held. */
+  readonly leastError: number | undefined
+}
+
 export interface DeviceInfo {
   kind: DeviceKind
   name: string
@@ -168,7 +201,8 @@ export interface Questions {
   weight: { ask: { layer: number; matrix: string }; answer: { rows: number; cols: number; data: Float32Array } }
   calibrate: { ask: { text: string; request: CalibrationRequest }; answer: StatisticsSummary }
   activations: { ask: { layer: number }; answer: ActivationSpectra }
-  plan: { ask: { request: PlanRequest }; answer: Plan }
+  hiddenGram: { ask: { layer: number; units: readonly number[] }; answer: Float64Array }
+  plan: { ask: { request: PlanRequest; held: readonly HeldWidth[] }; answer: Planned }
   compress: { ask: { plan: Plan }; answer: { report: Report; summary: Summary } }
   perplexity: { ask: { side: Side; text: string; seqLen: number; maxWindows: number | undefined }; answer: Evaluation }
   write: {

@@ -1,6 +1,6 @@
 /// <reference lib="webworker" />
 /** The core in a worker: opens what it is told to and answers questions, one at a time. */
-import init, { Device, Files, Model, onPanic, type Compressed, type Statistics } from '../../core/modegpt_web.js'
+import init, { Device, Files, holdWidths, Model, onPanic, predictedError, type Compressed, type Statistics } from '../../core/modegpt_web.js'
 import type { Answer, Ask, FromWorker, LayerReport, ModelSource, Progress, Side, ToWorker, Topic } from './protocol.ts'
 
 const LEVERAGE_RIDGE = 1e-3
@@ -38,6 +38,22 @@ async function answer(message: ToWorker): Promise<void> {
 function post(message: FromWorker): void {
   self.postMessage(message)
 }
+
+interface Adapter {
+  requestDevice(...options: unknown[]): Promise<{ readonly lost: Promise<{ readonly message: string }> }>
+}
+
+/** A card that is lost does not come back, and a module opens one once in its life: the page has to start another worker. */
+function watchForLoss({ prototype }: { prototype: Adapter }): void {
+  const request = prototype.requestDevice
+  prototype.requestDevice = async function (...options) {
+    const card = await request.apply(this, options)
+    void card.lost.then(({ message }) => post({ id: -1, kind: 'crash', message: `the graphics card was lost: ${message}` }))
+    return card
+  }
+}
+
+if ('GPUAdapter' in self) watchForLoss(self.GPUAdapter as { prototype: Adapter })
 
 type Topics = { [T in Topic]: (ask: Ask<T>, tell: (progress: Progress) => void) => Promise<Answer<T>> }
 
@@ -77,8 +93,14 @@ const topics: Topics = {
     return JSON.parse(opened().activationSpectra(layer, observed(), LEVERAGE_RIDGE))
   },
 
-  async plan({ request }) {
-    return JSON.parse(opened().plan(observed(), JSON.stringify(request)))
+  async hiddenGram({ layer, units }) {
+    return observed().hiddenGram(layer, Uint32Array.from(units))
+  },
+
+  async plan({ request, held }) {
+    const free = opened().plan(observed(), JSON.stringify(request))
+    const plan = held.length === 0 ? free : holdWidths(free, JSON.stringify(held))
+    return { plan: JSON.parse(plan), error: predictedError(plan), leastError: predictedError(free) }
   },
 
   async compress({ plan }, tell) {

@@ -1,4 +1,5 @@
 import { useMemo, useRef, useState } from 'preact/hooks'
+import formula from 'virtual:formula/allocation'
 
 import type { Plan } from '../core/protocol.ts'
 import { cappedSoftmax, cheapest } from '../math/allocation.ts'
@@ -100,7 +101,7 @@ export function AllocationLesson() {
         />
         <Measure steps={steps} />
       </figure>
-      <Formula name="allocation" />
+      <Formula html={formula} />
       <p>
         The paper asks how much a block turns the stream that passes through it, its <Symbol name="influence">block influence</Symbol>, and lets
         blocks that turn it little pay more, the more sharply the smaller the <Symbol name="temperature">temperature</Symbol>. It costs nothing to
@@ -177,8 +178,8 @@ function Measure({ steps }: { steps: readonly number[] }) {
     const request = { samples: 128, seqLen: 256, seed: 0, batchTokens: 1024 }
     if (currentSession().statistics === null && !(await observe(await bundledText('calibration.txt'), request))) return
     await makePlan({ mode: 'paper', sparsity: 0, allocation: 'uniform' })
-    const plan = currentSession().plan
-    if (plan === null || !(await compress(byHand(plan, steps)))) return
+    const { planned } = currentSession()
+    if (planned === null || !(await compress(byHand(planned.plan, steps)))) return
     if (!(await score('compressed', await bundledText('held-out.txt'), 256, measured.windows))) return
     const perplexity = currentSession().scores.compressed?.perplexity
     if (perplexity !== undefined) setFound({ key, perplexity })

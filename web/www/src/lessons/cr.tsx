@@ -1,4 +1,6 @@
-import { useMemo } from 'preact/hooks'
+import { useMemo, useState } from 'preact/hooks'
+import formula from 'virtual:formula/cr'
+import rotary from 'virtual:formula/rotary'
 
 import { crScores, frequency, logits, rotated } from '../math/attention.ts'
 import { Matrix } from '../math/matrix.ts'
@@ -9,6 +11,7 @@ import { Choice, Figure, Slider } from '../ui/controls.tsx'
 import { Formula, Lighting, Symbol } from '../ui/formula.tsx'
 import { Heatmap } from '../ui/heatmap.tsx'
 import { percent } from '../ui/number.ts'
+import { OnRealData, type Seen } from './real_layer.tsx'
 
 const WIDTH = 8
 const N_TOKENS = 14
@@ -32,6 +35,7 @@ function sized(seed: number, side: 0 | 1): Matrix {
 }
 
 export function CrLesson() {
+  const [seen, setSeen] = useState<Seen | null>(null)
   return (
     <Lighting class="lesson-body">
       <p>
@@ -41,7 +45,9 @@ export function CrLesson() {
       </p>
       <p class="do">Press the coordinates to keep or drop them.</p>
       <Columns />
-      <Formula name="cr" />
+      {seen !== null && <OnHead seen={seen} />}
+      <OnRealData what="the scores of a head" isShown={seen !== null} onBack={() => setSeen(null)} onSeen={setSeen} />
+      <Formula html={formula} />
       <p>
         A coordinate adds much only if it is large in the queries <em>and</em> in the keys: the <Symbol name="score">score</Symbol> is the product of
         both. Coordinate 5 is loud in the queries, and hardly any key answers.
@@ -54,13 +60,40 @@ export function CrLesson() {
       </p>
       <p class="do">Move both tokens along the text. Then break a pair.</p>
       <Arrows />
-      <Formula name="rotary" />
+      <Formula html={rotary} />
       <p>
         Half a pair is a shadow of its arrow: it shrinks and grows as the arrow turns, and tokens at the same distance no longer have the
         same logit. Hence the rule: rotary pairs are kept or dropped whole, by the product of their energies. Those of a real model are in{' '}
         <a href="#/explore?matrix=query&model=llama">Explore</a>.
       </p>
     </Lighting>
+  )
+}
+
+/** The scores of a real head, the largest first; of rotary pairs where there are such. */
+function OnHead({ seen: { title, activations } }: { seen: Seen }) {
+  const scores = useMemo(() => [...(activations.query_key[0] ?? [])].sort((a, b) => b - a), [activations])
+  const [n, setN] = useNumber('n', Math.round(0.7 * scores.length), 0, scores.length)
+  const total = scores.reduce((a, b) => a + b, 0)
+  const kept = scores.slice(0, n).reduce((a, b) => a + b, 0)
+  const parts = activations.rotary_frequencies.length > 0 ? 'rotary pairs' : 'coordinates'
+  return (
+    <figure class="panel">
+      <p class="caption">
+        {parts} of the first head of {title}, sorted by score
+      </p>
+      <Chart
+        label={`Scores of ${parts}, the largest first`}
+        series={[{ name: 'score', values: scores, tone: 'kept', shape: 'bars', symbol: 'score' }]}
+        xLabel={parts}
+        yLabel="score"
+        cut={{ value: n, onChange: setN, label: `${parts} that are kept` }}
+      />
+      <div class="numbers">
+        <Figure value={`${n} of ${scores.length}`} label={`${parts} kept`} symbol="kept" />
+        <Figure value={percent(total > 0 ? kept / total : 0)} label="of the scores’ sum kept" tone="kept" />
+      </div>
+    </figure>
   )
 }
 

@@ -1,12 +1,15 @@
-import { useMemo, useRef } from 'preact/hooks'
+import { useMemo, useRef, useState } from 'preact/hooks'
+import formula from 'virtual:formula/metric'
 
 import { energyUnder, lowRank, type Metric } from '../math/low_rank.ts'
 import { Matrix } from '../math/matrix.ts'
 import { normal } from '../math/random.ts'
 import { useNumber } from '../place.ts'
-import { Slider } from '../ui/controls.tsx'
+import { Chart } from '../ui/chart.tsx'
+import { Figure, Slider } from '../ui/controls.tsx'
 import { Formula, Lighting, Symbol } from '../ui/formula.tsx'
 import { percent } from '../ui/number.ts'
+import { OnRealData, type Seen } from './real_layer.tsx'
 
 const WEIGHT = Matrix.rowsOf([
   [1.15, 0.35],
@@ -37,6 +40,7 @@ export function MetricLesson() {
   const [across, setAcross] = useNumber('across', 0.22, 0.05, 1)
   const inputs = useMemo(() => cloud(angle, along, across), [angle, along, across])
   const gram = useMemo(() => inputs.gram, [inputs])
+  const [seen, setSeen] = useState<Seen | null>(null)
   const found = METRICS.map(([metric]) => {
     const weight = lowRank(WEIGHT, gram, 1, metric)
     return { weight, error: energyUnder(gram, WEIGHT.minus(weight)) / energyUnder(gram, WEIGHT) }
@@ -69,7 +73,9 @@ export function MetricLesson() {
         <Slider label="length" value={along} onChange={setAlong} min={0.2} max={1.4} step={0.01} show={(v) => v.toFixed(2)} symbol="data" />
         <Slider label="width" value={across} onChange={setAcross} min={0.05} max={1} step={0.01} show={(v) => v.toFixed(2)} symbol="data" />
       </figure>
-      <Formula name="metric" />
+      {seen !== null && <OnDownMap seen={seen} />}
+      <OnRealData what="the three on the down map" isShown={seen !== null} onBack={() => setSeen(null)} onSeen={setSeen} />
+      <Formula html={formula} />
       <p>
         Plain SVD keeps the direction that the <Symbol name="exact">weight</Symbol> stretches most, wherever the data may be. Row weights
         know that one coordinate is larger than another, which helps while the cloud lies along an axis, and is of no use at 45°. The
@@ -81,6 +87,36 @@ export function MetricLesson() {
         <a href="#/explore?matrix=down">Explore</a> the same three methods are compared on the real maps of a model.
       </p>
     </Lighting>
+  )
+}
+
+/** The three methods on a real map of many dimensions, where no cloud can be drawn. */
+function OnDownMap({ seen: { title, activations } }: { seen: Seen }) {
+  const { plain, row_weighted: rows, whitened } = activations.down_errors
+  const [rank, setRank] = useNumber('rank', Math.round(0.5 * (plain.length - 1)), 0, plain.length - 1)
+  return (
+    <figure class="panel">
+      <p class="caption">the down map of {title}</p>
+      <Chart
+        label="Share of the output lost by rank, cut in three metrics"
+        series={[
+          { name: 'plain SVD', values: plain, tone: 'weight' },
+          { name: 'row weights', values: rows, tone: 'ink', shape: 'dashed' },
+          { name: 'whitened', values: whitened, tone: 'data', symbol: 'data' },
+        ]}
+        first={0}
+        range={[0, 1]}
+        xLabel="rank"
+        yLabel="share of the output lost"
+        cut={{ value: rank, onChange: setRank, label: 'Rank of the down map' }}
+      />
+      <div class="numbers">
+        <Figure value={`${rank} of ${plain.length - 1}`} label="rank" />
+        <Figure value={percent(plain[rank] ?? 0)} label="lost by plain SVD" tone="lost" />
+        <Figure value={percent(rows[rank] ?? 0)} label="with row weights" tone="lost" />
+        <Figure value={percent(whitened[rank] ?? 0)} label="whitened" tone="kept" symbol="data" />
+      </div>
+    </figure>
   )
 }
 

@@ -2,14 +2,14 @@ import { Matrix } from '../math/matrix.ts'
 
 export const PICTURE_SIZE = 96
 
-/** A lighthouse on a cliff at dusk, painted by arithmetic so that nothing has to be downloaded. Grey from 0 to 1. */
+/** A lighthouse on a cliff at dusk, painted by arithmetic while the page is built. Grey from 0 to 1, in steps of 1 / 255. */
 export function lighthouse(): Matrix {
   const n = PICTURE_SIZE
   return Matrix.from(n, n, (row, col) => {
     // The mean of nine points, so that edges are soft.
     let sum = 0
     for (let i = 0; i < 9; i++) sum += paint((col + ((i % 3) + 0.5) / 3) / n, (row + (Math.floor(i / 3) + 0.5) / 3) / n)
-    return sum / 9
+    return Math.round((255 * sum) / 9) / 255
   })
 }
 

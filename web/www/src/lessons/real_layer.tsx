@@ -1,19 +1,52 @@
 import { useState } from 'preact/hooks'
 
+import type { ActivationSpectra } from '../core/protocol.ts'
 import { currentPlace } from '../place.ts'
+import { bundledText, currentSession, measureActivations, observe, open, useSession, weight } from '../session.ts'
 import { chosenDevice, chosenSource, titleOf } from '../ui/model.tsx'
-import { open, useSession, weight } from '../session.ts'
+import { percent } from '../ui/number.ts'
 
-interface OnRealLayerProps {
+/** Enough to see what a layer does; compression looks at more. */
+const SAMPLES = 16
+
+interface RealProps {
+  /** What is shown, as in “Show a query map of a real model”. */
   readonly what: string
-  readonly matrix: string
   readonly isShown: boolean
   readonly onBack: () => void
+}
+
+interface OnRealLayerProps extends RealProps {
+  readonly matrix: string
   readonly onWeight: (name: string, weight: { rows: number; cols: number; data: Float32Array }) => void
 }
 
 /** Shows the lesson's figure on a matrix of the model that is open, which is opened first if need be. */
-export function OnRealLayer({ what, matrix, isShown, onBack, onWeight }: OnRealLayerProps) {
+export function OnRealLayer({ matrix, onWeight, ...props }: OnRealLayerProps) {
+  const show = async (title: string, layer: number) => onWeight(`${title}, ${matrix}`, await weight(layer, matrix))
+  return <Show {...props} show={show} />
+}
+
+export interface Seen {
+  readonly title: string
+  readonly layer: number
+  readonly activations: ActivationSpectra
+}
+
+/** Shows the lesson's figure on what the data says of a layer of the model that is open, which is observed first if need be. */
+export function OnRealData({ onSeen, ...props }: RealProps & { readonly onSeen: (seen: Seen) => void | Promise<void> }) {
+  const show = async (title: string, layer: number) => {
+    const { statistics, summary } = currentSession()
+    const request = { samples: SAMPLES, seqLen: Math.min(256, summary?.context ?? 256), seed: 0, batchTokens: 1024 }
+    if (statistics === null && !(await observe(await bundledText('calibration.txt'), request))) return
+    if (!(await measureActivations(layer))) return
+    const activations = currentSession().activations[layer]
+    if (activations !== undefined) await onSeen({ title, layer, activations })
+  }
+  return <Show {...props} show={show} />
+}
+
+function Show({ what, isShown, onBack, show }: RealProps & { readonly show: (title: string, layer: number) => Promise<void> }) {
   const { work, problem } = useSession()
   const [waits, setWaits] = useState(false)
   if (isShown) {
@@ -25,21 +58,25 @@ export function OnRealLayer({ what, matrix, isShown, onBack, onWeight }: OnRealL
       </p>
     )
   }
-  const show = async () => {
+  const begin = async () => {
     setWaits(true)
-    const source = chosenSource(currentPlace())
-    const layer = Number(currentPlace().params['layer'] ?? 0) || 0
-    if (await open(source, await chosenDevice(currentPlace()))) {
-      onWeight(`${titleOf(source)}, layer ${layer}, ${matrix}`, await weight(layer, matrix))
+    try {
+      const source = chosenSource(currentPlace())
+      if (!(await open(source, await chosenDevice(currentPlace())))) return
+      const last = (currentSession().summary?.layers.length ?? 1) - 1
+      const layer = Math.min(last, Math.max(0, Math.floor(Number(currentPlace().params['layer'] ?? 0)) || 0))
+      await show(`${titleOf(source)}, layer ${layer}`, layer)
+    } finally {
+      setWaits(false)
     }
-    setWaits(false)
   }
+  const says = work === null ? 'opening the model' : `${work.what}${work.share === null ? '' : ` ${percent(work.share, 0)}`}`
   return (
     <p class="real">
-      <button type="button" disabled={work !== null || waits} onClick={() => void show()}>
-        {waits ? 'Opening the model …' : `Show ${what} of a real model`}
+      <button type="button" disabled={work !== null || waits} onClick={() => void begin()}>
+        Show {what} of a real model
       </button>{' '}
-      {!waits && <small>fetches the core and a model of 1 MB, once</small>}
+      <small role="status">{waits ? `${says} …` : 'fetches the core and a model of 1 MB, once'}</small>
       {problem !== null && <span class="problem">{problem}</span>}
     </p>
   )

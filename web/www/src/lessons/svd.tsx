@@ -1,30 +1,31 @@
 import { useMemo, useState } from 'preact/hooks'
+import formula from 'virtual:formula/svd'
 
 import { Matrix } from '../math/matrix.ts'
-import { lostShares, svd, truncated } from '../math/svd.ts'
+import { lostShares, type Svd, svd, truncated } from '../math/svd.ts'
 import { useNumber } from '../place.ts'
 import { Chart } from '../ui/chart.tsx'
 import { Figure } from '../ui/controls.tsx'
 import { Formula, Lighting, Symbol } from '../ui/formula.tsx'
 import { Heatmap } from '../ui/heatmap.tsx'
 import { grouped, percent } from '../ui/number.ts'
-import { lighthouse, PICTURE_SIZE } from './picture.ts'
+import { PICTURE, PICTURE_SVD } from './prepared.ts'
 import { OnRealLayer } from './real_layer.tsx'
 
 interface Subject {
   readonly title: string
   readonly matrix: Matrix
+  readonly decomposition: Svd
   readonly look: 'photograph' | 'signed'
 }
 
-const PICTURE: Subject = { title: 'a picture', matrix: lighthouse(), look: 'photograph' }
+const EXAMPLE: Subject = { title: 'a picture', matrix: PICTURE, decomposition: PICTURE_SVD, look: 'photograph' }
 
 export function SvdLesson() {
-  const [subject, setSubject] = useState<Subject>(PICTURE)
-  const { title, matrix, look } = subject
-  const decomposition = useMemo(() => svd(matrix), [matrix])
+  const [subject, setSubject] = useState<Subject>(EXAMPLE)
+  const { title, matrix, decomposition, look } = subject
   const n = decomposition.values.length
-  const [asked, setRank] = useNumber('rank', 8, 0, Math.max(n, PICTURE_SIZE))
+  const [asked, setRank] = useNumber('rank', 8, 0, Math.max(n, PICTURE.rows))
   const rank = Math.min(asked, n)
   const cut = useMemo(() => truncated(decomposition, rank), [decomposition, rank])
   const lost = useMemo(() => lostShares(decomposition.values)[rank] ?? 0, [decomposition, rank])
@@ -69,7 +70,7 @@ export function SvdLesson() {
           <Figure value={percent(numbers / (matrix.rows * matrix.cols), 0)} label="of the numbers" />
         </div>
       </figure>
-      <Formula name="svd" />
+      <Formula html={formula} />
       <p>
         A lighthouse needs few terms: its rows resemble each other. Weights of a trained model are not like that. Their singular
         values fall slowly, and cutting them as they stand costs dearly. See for yourself, then go on to the next lesson, which shows
@@ -78,11 +79,12 @@ export function SvdLesson() {
       <OnRealLayer
         what="a query map"
         matrix="query"
-        isShown={subject !== PICTURE}
-        onBack={() => setSubject(PICTURE)}
-        onWeight={(name, { rows, cols, data }) =>
-          setSubject({ title: name, matrix: new Matrix(rows, cols, data), look: 'signed' })
-        }
+        isShown={subject !== EXAMPLE}
+        onBack={() => setSubject(EXAMPLE)}
+        onWeight={(title, { rows, cols, data }) => {
+          const matrix = new Matrix(rows, cols, data)
+          setSubject({ title, matrix, decomposition: svd(matrix), look: 'signed' })
+        }}
       />
     </Lighting>
   )

@@ -55,10 +55,7 @@ export class Matrix {
     const product = new Matrix(this.rows, other.cols)
     for (let row = 0; row < this.rows; row++) {
       for (let inner = 0; inner < this.cols; inner++) {
-        const factor = this.get(row, inner)
-        for (let col = 0; col < other.cols; col++) {
-          product.data[row * other.cols + col] = product.get(row, col) + factor * other.get(inner, col)
-        }
+        addRow(product.data, row * other.cols, this.get(row, inner), other.data, inner * other.cols, other.cols)
       }
     }
     return product
@@ -89,4 +86,9 @@ export class Matrix {
   get energy(): number {
     return this.data.reduce((sum, value) => sum + value * value, 0)
   }
+}
+
+/** Adds `factor` times the `n` elements of `from` at `start` to those of `to` at `at`. */
+export function addRow(to: Float64Array, at: number, factor: number, from: Float64Array, start: number, n: number): void {
+  for (let i = 0; i < n; i++) to[at + i] = (to[at + i] as number) + factor * (from[start + i] as number)
 }

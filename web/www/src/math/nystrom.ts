@@ -1,3 +1,4 @@
+import { energyUnder } from './low_rank.ts'
 import { Matrix } from './matrix.ts'
 import { solve } from './psd.ts'
 
@@ -13,18 +14,24 @@ export function mixing(gram: Matrix, kept: readonly number[]): Matrix {
   return solve(gram.columns(kept).rowsAt(kept), gram.rowsAt(kept), 1e-10)
 }
 
-/** What is left of the output's energy when `kept` columns carry all of it: `‖H W − H_J W'‖² / ‖H W‖²`. */
-export function refitError(hidden: Matrix, down: Matrix, kept: readonly number[]): number {
-  const exact = hidden.times(down)
+/** What is lost of the output's energy when `kept` columns carry all of it: `‖H W − H_J W'‖² / ‖H W‖²`, `C = HᵀH`. */
+export function refitError(gram: Matrix, down: Matrix, kept: readonly number[]): number {
   if (kept.length === 0) return 1
-  const rebuilt = hidden.columns(kept).times(mixing(hidden.gram, kept).times(down))
-  return exact.minus(rebuilt).energy / exact.energy
+  return errorUnder(gram, down, kept, mixing(gram, kept).times(down))
 }
 
 /** The same without the refit: the other columns are simply left out. */
-export function dropError(hidden: Matrix, down: Matrix, kept: readonly number[]): number {
-  const exact = hidden.times(down)
-  return exact.minus(hidden.columns(kept).times(down.rowsAt(kept))).energy / exact.energy
+export function dropError(gram: Matrix, down: Matrix, kept: readonly number[]): number {
+  return errorUnder(gram, down, kept, down.rowsAt(kept))
+}
+
+/** With the rows `replacement` for the columns that are kept, and nothing for the others. */
+function errorUnder(gram: Matrix, down: Matrix, kept: readonly number[], replacement: Matrix): number {
+  const difference = Matrix.from(down.rows, down.cols, (row, col) => down.get(row, col))
+  kept.forEach((row, at) => {
+    for (let col = 0; col < down.cols; col++) difference.set(row, col, down.get(row, col) - replacement.get(at, col))
+  })
+  return energyUnder(gram, difference) / energyUnder(gram, down)
 }
 
 /** Every choice of `k` out of `n`, each ascending. */

@@ -1,4 +1,4 @@
-import { Matrix } from './matrix.ts'
+import { addRow, Matrix } from './matrix.ts'
 
 /** `A = U diag(σ) Vᵀ`, with σ descending. */
 export interface Svd {
@@ -80,9 +80,9 @@ function dot(a: Float64Array, b: Float64Array): number {
 export function truncated({ u, values, v }: Svd, rank: number): Matrix {
   const sum = new Matrix(u.rows, v.rows)
   for (let i = 0; i < Math.min(rank, values.length); i++) {
+    const right = Float64Array.from(v.column(i))
     for (let row = 0; row < u.rows; row++) {
-      const factor = (values[i] as number) * u.get(row, i)
-      for (let col = 0; col < v.rows; col++) sum.data[row * v.rows + col] = sum.get(row, col) + factor * v.get(col, i)
+      addRow(sum.data, row * v.rows, (values[i] as number) * u.get(row, i), right, 0, v.rows)
     }
   }
   return sum

@@ -1,21 +1,16 @@
-import 'katex/dist/katex.min.css'
-
 import type { ComponentChildren } from 'preact'
 import { useEffect, useRef, useState } from 'preact/hooks'
-import formulas from 'virtual:formulas'
 
 import { useWidth } from './width.ts'
-import type sources from '../lessons/formulas.json'
 
-export type FormulaName = keyof typeof sources
-
-export function Formula({ name }: { name: FormulaName }) {
+/** A formula that was typeset while the page was built: what `virtual:formula/NAME` holds. */
+export function Formula({ html }: { html: string }) {
   const [holder, width] = useWidth<HTMLDivElement>(600)
   const [scrolls, setScrolls] = useState(false)
   useEffect(() => setScrolls(holder.current !== null && holder.current.scrollWidth > holder.current.clientWidth), [width])
   // What can be scrolled has to be reachable by keyboard.
   const reach = scrolls ? { tabIndex: 0, role: 'group', 'aria-label': 'Formula' } as const : {}
-  return <div ref={holder} class="formula" dangerouslySetInnerHTML={{ __html: formulas[name] }} {...reach} />
+  return <div ref={holder} class="formula" dangerouslySetInnerHTML={{ __html: html }} {...reach} />
 }
 
 /** A word of the text that stands for a symbol of the formula and a part of the picture. */

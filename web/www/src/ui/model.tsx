@@ -8,7 +8,7 @@ let brought: ModelSource | undefined
 
 export function bring(files: readonly File[], name: string): void {
   brought = { kind: 'files', name, files }
-  setParams({ model: 'files', layer: undefined })
+  setParams({ model: 'files', layer: undefined, held: undefined })
 }
 
 export function chosenSource({ params }: Place): ModelSource {
@@ -48,6 +48,6 @@ export function ModelPick({ disabled }: { disabled: boolean }) {
   const value = brought !== undefined && place.params['model'] === 'files' ? 'files' : place.params['model'] === 'llama' ? 'llama' : 'opt'
   const choices: [string, string][] = Object.entries(BUNDLED).map(([key, { title }]) => [key, title])
   if (brought !== undefined) choices.push(['files', brought.name])
-  const choose = (model: string) => setParams({ model: model === 'opt' ? undefined : model, layer: undefined, matrix: undefined })
+  const choose = (model: string) => setParams({ model: model === 'opt' ? undefined : model, layer: undefined, matrix: undefined, held: undefined })
   return <Pick label="Model" value={value} choices={choices} onChange={choose} disabled={disabled} />
 }

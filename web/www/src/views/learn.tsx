@@ -1,12 +1,9 @@
 import type { ComponentType } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
 
-import { AllocationLesson } from '../lessons/allocation.tsx'
-import { CrLesson } from '../lessons/cr.tsx'
-import { MetricLesson } from '../lessons/metric.tsx'
-import { NystromLesson } from '../lessons/nystrom.tsx'
 import { SvdLesson } from '../lessons/svd.tsx'
 import { address, go, type Lesson, LESSONS, usePlace } from '../place.ts'
+import { Later } from '../ui/later.tsx'
 
 const TITLES: Record<Lesson, readonly [string, string]> = {
   svd: ['A matrix by its rank', 'SVD'],
@@ -15,18 +12,17 @@ const TITLES: Record<Lesson, readonly [string, string]> = {
   cr: ['A product by few columns', 'CR'],
   allocation: ['Who pays?', 'allocation'],
 }
-const BODIES: Record<Lesson, ComponentType> = {
-  svd: SvdLesson,
-  metric: MetricLesson,
-  nystrom: NystromLesson,
-  cr: CrLesson,
-  allocation: AllocationLesson,
+/** All but the first, which is the first view. */
+const LATER: Record<Exclude<Lesson, 'svd'>, () => Promise<ComponentType>> = {
+  metric: () => import('../lessons/metric.tsx').then(({ MetricLesson }) => MetricLesson),
+  nystrom: () => import('../lessons/nystrom.tsx').then(({ NystromLesson }) => NystromLesson),
+  cr: () => import('../lessons/cr.tsx').then(({ CrLesson }) => CrLesson),
+  allocation: () => import('../lessons/allocation.tsx').then(({ AllocationLesson }) => AllocationLesson),
 }
 
 export function Learn() {
   const { lesson } = usePlace()
   const number = LESSONS.indexOf(lesson)
-  const Body = BODIES[lesson]
   const next = LESSONS[number + 1]
   const list = useRef<HTMLOListElement>(null)
   useEffect(() => {
@@ -51,7 +47,7 @@ export function Learn() {
           Lesson {number + 1} of {LESSONS.length}
         </p>
         <h1>{TITLES[lesson][0]}</h1>
-        <Body />
+        {lesson === 'svd' ? <SvdLesson /> : <Later load={LATER[lesson]} />}
         <p class="next">
           {next === undefined ? (
             <a href={address('compress')} onClick={(event) => (event.preventDefault(), go('compress'))}>

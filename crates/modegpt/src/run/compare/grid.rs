@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, Journal};
 use modegpt_compress::ErrorUnit;
-use modegpt_statistics::RowFisher;
 use modegpt_report::Draw;
+use modegpt_statistics::RowFisher;
 use serde::{Deserialize, Serialize};
 
 use super::ablation::Steps;
