@@ -29,7 +29,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
         let labelled = inputs::labelled(&model, &args.calibration)?;
         let run = CalibrationRun { labelled: labelled.as_ref(), ..run };
-        let run = with_row_fisher(run, methods.is_some_and(|methods| methods.needs_row_fisher()));
+        let run = with_row_fisher(&run, methods.is_some_and(|methods| methods.needs_row_fisher()));
         announce(&model, &calibration, &found, run.memory_plan(false));
         pollster::block_on(calibrate(&run, &args.output, existing))?
     } else {

@@ -104,7 +104,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
     let labelled = inputs::labelled(&model, &args.calibration)?;
     let run = CalibrationRun { labelled: labelled.as_ref(), ..run };
-    let run = with_row_fisher(run, options.statistics.is_none() && options.plan.methods().needs_row_fisher());
+    let run = with_row_fisher(&run, options.statistics.is_none() && options.plan.methods().needs_row_fisher());
     let memory = options.memory_plan(&run);
     announce(&model, &calibration, &found, memory);
     announce_plan(&options.plan);
@@ -220,10 +220,10 @@ const GRADIENT_TOKENS: usize = 2048;
 
 /// With the Fisher information of rows, if that is `needed`, and gradients over the usual number of tokens if it was asked
 /// for without any.
-pub(crate) fn with_row_fisher(run: CalibrationRun<'_>, needed: bool) -> CalibrationRun<'_> {
+pub(crate) fn with_row_fisher<'a>(run: &CalibrationRun<'a>, needed: bool) -> CalibrationRun<'a> {
     let row_fisher = run.row_fisher.or(needed.then_some(RowFisher::PerExample));
     let gradient_tokens = run.gradient_tokens.or(row_fisher.map(|_| GRADIENT_TOKENS));
-    CalibrationRun { row_fisher, gradient_tokens, ..run }
+    CalibrationRun { row_fisher, gradient_tokens, ..*run }
 }
 
 /// Says, before work begins, what will be done and what memory it takes.

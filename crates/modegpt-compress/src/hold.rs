@@ -114,14 +114,14 @@ fn curve_mut(curves: &mut LayerCurves, module: Module) -> &mut ErrorCurve {
 mod tests {
     use super::*;
     use crate::testing::TinyModel;
-    use crate::{Allocation, ErrorUnit, Mode, ModelSummary, PlanOptions, Ridges, Rounding, WidthGrid};
+    use crate::{Allocation, Curves, ErrorUnit, Mode, ModelSummary, PlanOptions, Ridges, Rounding, WidthGrid};
 
     const MODULES: [Module; 3] = [Module::Mlp, Module::QueryKey, Module::ValueOutput];
 
     /// A plan of three layers by curves that rise with the square of what goes, layer by layer more steeply.
     fn plan() -> Plan {
         let config = TinyModel { n_layers: 3, ..TinyModel::llama() }.config();
-        let (model, rounding) = (ModelSummary::of(&config), Rounding { ff: 4, head: 2 });
+        let (model, rounding) = (ModelSummary::of(&config), Rounding { ff: 4, head: 2, rank: 2 });
         let curve = |widths: Vec<usize>, steepness: f64| {
             let dense = widths.last().copied().unwrap_or_default() as f64;
             let errors = widths.iter().map(|&width| steepness * (1.0 - width as f64 / dense).powi(2)).collect();
@@ -146,7 +146,8 @@ mod tests {
             rounding,
             ridges: Ridges::default(),
         };
-        Plan::new(&config, "fingerprint", &[0.1, 0.2, 0.3], Some(curves.collect()), &options).expect("a plan")
+        Plan::new(&config, "fingerprint", &[0.1, 0.2, 0.3], Some(Curves::Modules(curves.collect())), &options)
+            .expect("a plan")
     }
 
     fn width(plan: &Plan, layer: usize, module: Module) -> usize {

@@ -37,7 +37,7 @@ impl LabelledText {
     pub fn from_jsonl(name: &str, bytes: &[u8]) -> Result<Self, TextError> {
         let bad = |line: usize, reason: String| bad(name, line, reason);
         let text = std::str::from_utf8(bytes).map_err(|e| {
-            let line = bytes[..e.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+            let line = bytes[..e.valid_up_to()].split(|byte| *byte == b'\n').count();
             bad(line, "expected UTF-8".to_owned())
         })?;
         let text = text.strip_prefix('\u{FEFF}').unwrap_or(text);

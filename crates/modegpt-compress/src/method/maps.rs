@@ -77,12 +77,11 @@ pub(crate) fn curves(layer: &Layer<'_>, multiple: usize, cap: f64, metric: MapMe
             continue;
         }
         let spectrum = spectrum(layer, map.name, metric)?;
-        let unit = match (metric, layer.gradients) {
-            (MapMetric::Fwsvd {}, Some(gradients)) => 0.5 / gradients.n_tokens as f64,
-            _ => {
-                let energy: f64 = spectrum.iter().sum();
-                if energy > 0.0 { energy.recip() } else { 0.0 }
-            }
+        let unit = if let (MapMetric::Fwsvd {}, Some(gradients)) = (metric, layer.gradients) {
+            0.5 / gradients.n_tokens as f64
+        } else {
+            let energy: f64 = spectrum.iter().sum();
+            if energy > 0.0 { energy.recip() } else { 0.0 }
         };
         let errors = ranks.iter().map(|&rank| unit * (0.0 + spectrum[rank..].iter().sum::<f64>())).collect();
         curves.insert(map.name, RankCurve { ranks, errors });

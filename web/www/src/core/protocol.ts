@@ -21,7 +21,7 @@ export interface Summary {
   bytes: number
   dtype: string
   fingerprint: string
-  rounding: { ff: number; head: number }
+  rounding: { ff: number; head: number; rank: number }
   layers: LayerSummary[]
 }
 

@@ -135,7 +135,9 @@ fn fwsvd_loses_least_of_what_the_rows_are_worth() {
     let mut sample = Sample::new(&TinyModel::llama());
     let mut random = Random::new(4);
     for row in sample.gradients.row_fisher.values_mut() {
-        row.iter_mut().for_each(|information| *information = random.uniform().powi(3));
+        for information in row.iter_mut() {
+            *information = random.uniform().powi(3);
+        }
     }
     let lost = |layer: &CompressedLayer| {
         let worth = &sample.gradients.row_fisher["down"];
