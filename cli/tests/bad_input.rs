@@ -331,7 +331,11 @@ fn plans_that_cannot_be_applied() {
         ("/layers/3/d_v", json!(33), "layers[3].d_v"),
         ("/layers/2/index", json!(1), "layers[2].index"),
         ("/ridges/leverage", json!(-1.0), "ridges.leverage"),
-        ("/rounding/ff", json!(0), "`rounding`: expected multiples of at least 1, found 0 for d_ff and 4 for heads"),
+        (
+            "/rounding/ff",
+            json!(0),
+            "`rounding`: expected multiples of at least 1, found 0 for d_ff, 4 for heads and 4 for ranks",
+        ),
         ("/model_fingerprint", json!("0".repeat(64)), "plan is for another model"),
     ];
     for (place, value, expected) in edits {

@@ -104,6 +104,7 @@ impl PlanRequest {
     }
 
     /// Curves that are zero everywhere: enough to find out which sizes can be reached.
+    #[cfg(not(target_family = "wasm"))]
     pub(crate) fn free_curves(&self, config: &ModelConfig) -> Curves {
         if self.methods.maps.is_none() {
             let free = |layer| self.width_grid(config, layer).free(self.unit);

@@ -77,12 +77,14 @@ impl CalibrationRun<'_> {
         self.labelled.is_some() || self.gradient_tokens.is_some()
     }
 
-    /// The samples of the backward pass, if there is one.
+    /// The samples of the backward pass, if there is one; statistics alone do not tell them.
     pub(super) fn gradient_samples(&self) -> Option<Cow<'_, Calibration>> {
         match (self.labelled, self.gradient_tokens) {
             (Some(labelled), _) => Some(Cow::Borrowed(&labelled.samples)),
-            (None, Some(n_tokens)) => Some(Cow::Owned(gradient_samples(self.calibration, n_tokens))),
-            (None, None) => None,
+            (None, Some(n_tokens)) if !self.calibration.windows.ids.is_empty() => {
+                Some(Cow::Owned(gradient_samples(self.calibration, n_tokens)))
+            }
+            (None, _) => None,
         }
     }
 
