@@ -19,7 +19,7 @@
 //!
 //! ```
 //! use modegpt_architecture::ModelConfig;
-//! use modegpt_compress::{Allocation, Mode, Plan, PlanOptions, Ridges, Rounding};
+//! use modegpt_compress::{Allocation, ErrorUnit, Mode, Plan, PlanOptions, Ridges, Rounding};
 //!
 //! let config = ModelConfig::from_json(&serde_json::json!({
 //!     "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 172,
