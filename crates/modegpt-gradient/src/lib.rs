@@ -32,7 +32,7 @@ use modegpt_model::Compute;
 pub use backward::{GradientOptions, layer_gradients};
 pub use error::GradientError;
 pub use forward::forward;
-pub use loss::{Loss, loss_gradient};
+pub use loss::{Loss, loss_elements, loss_gradient};
 pub use modegpt_statistics::{Labels, LayerGradients, RowFisher};
 pub use tape::{Samples, Tape};
 

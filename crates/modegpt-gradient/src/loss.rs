@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use modegpt_architecture::WeightProvider;
+use modegpt_architecture::{ModelConfig, WeightProvider};
 use modegpt_model::{Compute, ComputeError, Head};
 use modegpt_statistics::Labels;
 
@@ -97,6 +97,16 @@ impl Label {
             known => known,
         }
     }
+}
+
+/// Elements that the gradient of the loss of `n_positions` holds at most: a part of the head as stored and transposed, four
+/// tensors as large as the logits of some positions in that part (three are alive at once, and as measured one more is not
+/// given back in time), and four as large as the stream of all positions.
+pub fn loss_elements(config: &ModelConfig, n_positions: usize) -> usize {
+    let n_positions = n_positions.min(POSITIONS_PER_WALK);
+    let part = Head::LARGEST_PART.min(config.vocab);
+    let rows = ROWS_PER_PRODUCT.min(n_positions);
+    2 * part * config.d_embedding + 4 * rows * part + 4 * n_positions * config.d_model
 }
 
 /// Two walks over the vocabulary for some thousand positions.

@@ -9,9 +9,6 @@ mod comparison;
 
 pub use comparison::{HeadInput, PairScores, compare_heads};
 
-/// Rows of the head that are on the device at once. At a width of 4096 they take 128 MiB, what every device can bind.
-const CHUNK_ROWS: usize = 8192;
-
 /// The last normalisation and the head.
 #[derive(Debug)]
 pub struct Head {
@@ -42,6 +39,9 @@ impl TokenScores {
 }
 
 impl Head {
+    /// Rows of the head that are on the device at once. At a width of 4096 they take 128 MiB, what every device can bind.
+    pub const LARGEST_PART: usize = 8192;
+
     /// The head of the model behind `weights`.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Head {
             final_norm: outer.final_norm.map(|norm| Norm::new(norm, config, compute)),
             project_out: outer.project_out.map(|linear| Linear::new(linear, compute)),
             vocab: config.vocab,
-            chunk_rows: CHUNK_ROWS.min(fits.max(1)),
+            chunk_rows: Self::LARGEST_PART.min(fits.max(1)),
             resident: Vec::new(),
         })
     }

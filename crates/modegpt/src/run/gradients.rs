@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use modegpt_architecture::{LayerShape, ModelConfig};
 use modegpt_checkpoint::{Existing, Journal, OutputFolder};
-use modegpt_gradient::{GradientOptions, LayerGradients, Loss, Samples, Stage, Tape};
+use modegpt_gradient::{GradientOptions, LayerGradients, Loss, Samples, Stage, Tape, loss_elements};
 use modegpt_model::{Compute, ResidualStore, StoreError};
 use modegpt_statistics::{GradientsHeader, Labels};
 use modegpt_text::{Windows, token_hash};
@@ -120,11 +120,13 @@ impl GradientRun<'_> {
         let device_bytes = weights + 2 * activation_bytes(config, work);
         // The gradient of one map at a time, and its square.
         let device_bytes = device_bytes + if self.options.row_fisher.is_some() { 2 * weights } else { 0 };
-        let without_tape = PROGRAM_BYTES + sums + device_bytes;
+        // The loss comes before any layer.
+        let loss = 4 * loss_elements(config, windows.n * windows.seq_len) as u64;
+        let without_tape = PROGRAM_BYTES + (sums + device_bytes).max(loss);
         let stream_on_disk = self.max_host_bytes.is_some_and(|most| without_tape + tape > most);
         MemoryPlan {
             host_bytes: if stream_on_disk { without_tape } else { without_tape + tape },
-            device_bytes,
+            device_bytes: device_bytes.max(loss),
             scratch_bytes: if stream_on_disk { tape } else { 0 },
             stream_bytes: tape,
             stream_on_disk,
