@@ -14,8 +14,8 @@ use modegpt::text_tools::{Corpus, LabelledText, Strategy, TextJoin};
 use modegpt::{Calibration, CalibrationOptions, CorpusOptions, LabelledSamples, Model, read_corpus};
 
 use crate::args::{
-    AllocationName, CalibrationArgs, DTypeName, FisherRowsName, JoinName, MlpName, ModeName, Placement, QueryKeyName,
-    ReadingArgs, ScoreName, TargetArgs, ValueOutputName,
+    AllocationName, CalibrationArgs, DTypeName, DrawArgs, FisherRowsName, JoinName, MlpName, ModeName, Placement,
+    QueryKeyName, ReadingArgs, ScoreName, TargetArgs, ValueOutputName,
 };
 use crate::failure::Failure;
 use crate::progress::Bars;
@@ -120,16 +120,21 @@ pub(crate) fn draw_and_hold_out(
         return Err(Failure::Usage("text to calibrate on is missing: --calibration FILE…".to_owned()));
     }
     let corpora = read_texts(&args.calibration, &args.reading)?;
-    let options = CalibrationOptions {
+    let options = draw_options(model, &args.draw, args.seed);
+    Ok(Calibration::draw_and_hold_out(model, &corpora, options, n_held_out)?)
+}
+
+/// The draw that was asked for.
+pub(crate) fn draw_options(model: &Model, args: &DrawArgs, seed: u64) -> CalibrationOptions {
+    CalibrationOptions {
         n_samples: args.samples,
         seq_len: seq_len(model, args.seq_len),
-        seed: args.seed,
+        seed,
         strategy: match args.placement {
             Placement::Random => Strategy::Random,
             Placement::Spread => Strategy::Spread,
         },
-    };
-    Ok(Calibration::draw_and_hold_out(model, &corpora, options, n_held_out)?)
+    }
 }
 
 /// The labelled samples that were given.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::{CommonArgs, ModelArg, Placement, ReadingArgs, parse_bytes, parse_positive};
+use super::numbers::{parse_bytes, parse_positive};
+use super::{CommonArgs, DrawArgs, ModelArg, ReadingArgs};
 
 const COMPARE_HELP: &str = "\
 Methods are modes, and behind a mode what differs from what it does: -uniform, -influence or -curves
@@ -115,17 +116,8 @@ pub(crate) struct SampleArgs {
     #[command(flatten)]
     pub(crate) reading: ReadingArgs,
 
-    /// Number of samples
-    #[arg(long, value_name = "N", value_parser = parse_positive, default_value_t = 128)]
-    pub(crate) samples: usize,
-
-    /// Tokens of each sample; the model's context if that is shorter and this is not given
-    #[arg(long, value_name = "T", value_parser = parse_positive)]
-    pub(crate) seq_len: Option<usize>,
-
-    /// Where samples are taken from the text
-    #[arg(long, value_enum, default_value_t = Placement::Random)]
-    pub(crate) placement: Placement,
+    #[command(flatten)]
+    pub(crate) draw: DrawArgs,
 
     /// Tokens of the backward pass, where a method needs gradients
     #[arg(long, value_name = "N", value_parser = parse_positive, default_value_t = 2048)]

@@ -16,7 +16,7 @@ use crate::{device, inputs, printer, process_memory};
 pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     let begin = Instant::now();
     device::set_threads(args.common.threads);
-    let existing = inputs::existing(args.force, args.resume);
+    let existing = inputs::existing(args.existing.force, args.existing.resume);
     let model = inputs::open_model(&args.model.model)?;
     let folder = if args.merge.is_empty() {
         let found = device::open(args.common.device)?;

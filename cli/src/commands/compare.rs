@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use modegpt::report::{CompareReport, Spread};
 use modegpt::run::{CompareRun, NamedMethod, NamedText, SeededDraw, compare};
-use modegpt::text_tools::{Corpus, Strategy};
-use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model};
+use modegpt::text_tools::Corpus;
+use modegpt::{Calibration, EvaluationOptions, Model};
 
-use crate::args::{CompareArgs, Placement, QuestionArgs, SampleArgs};
+use crate::args::{CompareArgs, QuestionArgs, SampleArgs};
 use crate::commands::compress::announce;
 use crate::commands::{speed, tasks};
 use crate::failure::Failure;
@@ -96,17 +96,9 @@ fn questions(args: &CompareArgs) -> QuestionArgs {
 
 /// Samples for each seed.
 fn draws(model: &Model, corpora: &[Corpus], args: &SampleArgs, seeds: &[u64]) -> Result<Vec<SeededDraw>, Failure> {
-    let options = |seed| CalibrationOptions {
-        n_samples: args.samples,
-        seq_len: inputs::seq_len(model, args.seq_len),
-        seed,
-        strategy: match args.placement {
-            Placement::Random => Strategy::Random,
-            Placement::Spread => Strategy::Spread,
-        },
-    };
     let draw = |&seed| {
-        let (calibration, held_out) = Calibration::draw_and_hold_out(model, corpora, options(seed), args.held_out)?;
+        let options = inputs::draw_options(model, &args.draw, seed);
+        let (calibration, held_out) = Calibration::draw_and_hold_out(model, corpora, options, args.held_out)?;
         Ok(SeededDraw { seed, calibration, held_out })
     };
     seeds.iter().map(draw).collect()

@@ -77,7 +77,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         strict: args.strict,
         statistics: args.statistics.as_ref().map(StatisticsFolder::new),
         held_out: None,
-        existing: inputs::existing(args.force, args.resume),
+        existing: inputs::existing(args.existing.force, args.existing.resume),
     };
     check_gradient_options(args, &options)?;
     // Found out before any work: a sparsity that cannot be reached.

@@ -1,0 +1,62 @@
+//! Numbers as people write them.
+
+/// Reads a count of which there must be one at least: `1`, `64`.
+pub(super) fn parse_positive(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "expected a whole number of at least 1".to_owned())
+}
+
+/// Reads `8GiB`, `500MB`, `1024`.
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let units = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+        ("", 1),
+    ];
+    parse_with_unit(text, &units).ok_or_else(|| "expected a number of bytes such as 8GiB or 500MB".to_owned())
+}
+
+/// Reads `100M`, `1.5B`, `1000`.
+pub(super) fn parse_count(text: &str) -> Result<u64, String> {
+    let units = [("K", 1000), ("M", 1_000_000), ("B", 1_000_000_000), ("", 1)];
+    parse_with_unit(text, &units).ok_or_else(|| "expected a number such as 100M or 1.5B".to_owned())
+}
+
+fn parse_with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let (_, factor) = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()))?;
+    let number: f64 = number.trim().parse().ok()?;
+    (number.is_finite() && number >= 0.0).then_some((number * *factor as f64).round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_whole_and_positive() {
+        assert_eq!((parse_positive("1"), parse_positive("4096")), (Ok(1), Ok(4096)));
+        for bad in ["", "0", "-1", "1.5", "many", "99999999999999999999"] {
+            assert_eq!(parse_positive(bad), Err("expected a whole number of at least 1".to_owned()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_with_and_without_units() {
+        assert_eq!(parse_bytes("1.5GiB"), Ok(3 << 29));
+        assert_eq!(parse_bytes("500 mb"), Ok(500_000_000));
+        assert_eq!(parse_bytes("12"), Ok(12));
+        assert_eq!(parse_count("1.5B"), Ok(1_500_000_000));
+        for bad in ["", "GiB", "-1", "1 QiB", "1e400", "nan"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+}
