@@ -3,7 +3,7 @@ import { bytes, grouped, percent, short } from './number.ts'
 
 /** What the core is doing, what went wrong, and what computes. */
 export function Status() {
-  const { work, problem, device } = useSession()
+  const { work, problem, device, arrival } = useSession()
   return (
     <div class="status">
       <div role="status" aria-live="polite">
@@ -13,9 +13,11 @@ export function Status() {
             <span>
               {work.what} {work.share !== null && percent(work.share, 0)}
             </span>
-            <button type="button" onClick={stop}>
-              Stop
-            </button>
+            {arrival?.going !== true && (
+              <button type="button" onClick={stop}>
+                Stop
+              </button>
+            )}
           </p>
         )}
       </div>

@@ -205,7 +205,7 @@ interface ActivationsProps {
 
 /** The same matrix, seen by the data. */
 function Activations({ layer, matrix, summary, spectrum, head, onHead }: ActivationsProps) {
-  const { statistics, activations, work } = useSession()
+  const { statistics, arrival, activations, work } = useSession()
   useEffect(() => void measureActivations(layer), [layer, statistics, work === null])
   const seen = activations[layer]
   const look = async () => {
@@ -223,7 +223,7 @@ function Activations({ layer, matrix, summary, spectrum, head, onHead }: Activat
             A weight alone does not tell what may go. Pass some text through the model, and see what its activations say of the same matrix.
           </p>
           <p>
-            <button type="button" class="primary" disabled={work !== null} onClick={() => void look()}>
+            <button type="button" class="primary" disabled={work !== null || arrival !== null} onClick={() => void look()}>
               Observe the model on a text
             </button>
           </p>
