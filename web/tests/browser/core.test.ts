@@ -136,6 +136,7 @@ test.each([
   ['metric', 'Share of the output lost by rank, cut in three metrics'],
   ['nystrom', 'the 8 loudest hidden units of OPT, tiny stories, layer 1'],
   ['cr', 'Scores of coordinates, the largest first'],
+  ['allocation', 'what its decompositions say that they would lose'],
 ] as const)('lesson %s is shown on a real layer, in place', async (lesson, found) => {
   const shown = await page.open(`#/learn/${lesson}?device=cpu&layer=1`)
   await shown.getByRole('button', { name: /^Show .* of a real model$/ }).click()
