@@ -48,13 +48,13 @@ test('a model is fetched by its hub id, layer 0 first, and then needs no server'
   await fetchById(shown, 'org/opt')
   await shown.getByText('OPT: 4 layers').waitFor({ timeout: 60_000 })
   // The spectra of layer 0 are there while other layers are not.
-  await shown.getByRole('button', { name: /layer 0, query, \d+ % of the full rank/ }).waitFor({ timeout: 60_000 })
+  await shown.getByRole('button', { name: /layer 0, query, \d+\s% of the full rank/ }).waitFor({ timeout: 60_000 })
   expect(await shown.locator('.arrival progress').count()).toBe(1)
   expect(await shown.getByRole('button', { name: 'Observe the model on a text' }).isDisabled()).toBe(true)
   expect(await violations(shown)).toEqual([])
   server.faults = {}
   await arrived(shown)
-  await shown.getByRole('button', { name: /layer 3, down, \d+ % of the full rank/ }).waitFor({ timeout: 60_000 })
+  await shown.getByRole('button', { name: /layer 3, down, \d+\s% of the full rank/ }).waitFor({ timeout: 60_000 })
   expect(sent()).toBe(WEIGHTS.length)
   expect(shown.url()).toMatch(/model=org%2Fopt/)
 
@@ -62,7 +62,7 @@ test('a model is fetched by its hub id, layer 0 first, and then needs no server'
   server.faults = { noCors: true }
   await shown.reload()
   await shown.getByText('OPT: 4 layers').waitFor({ timeout: 60_000 })
-  await shown.getByRole('button', { name: /layer 3, down, \d+ % of the full rank/ }).waitFor({ timeout: 60_000 })
+  await shown.getByRole('button', { name: /layer 3, down, \d+\s% of the full rank/ }).waitFor({ timeout: 60_000 })
   expect(server.asked).toEqual([])
   await shown.getByRole('button', { name: 'Observe the model on a text' }).click()
   await shown.getByRole('columnheader', { name: 'influence' }).waitFor({ timeout: 150_000 })
@@ -102,7 +102,7 @@ test('fetching is paused, and goes on where it was, also after the page was clos
   expect(await again.locator('.arrival progress').getAttribute('value')).not.toBe('0')
   await again.getByRole('button', { name: /^Fetch (it|the rest)$/ }).click()
   await arrived(again)
-  await again.getByRole('button', { name: /layer 3, down, \d+ % of the full rank/ }).waitFor({ timeout: 60_000 })
+  await again.getByRole('button', { name: /layer 3, down, \d+\s% of the full rank/ }).waitFor({ timeout: 60_000 })
   // Only unfinished blocks were sent twice: one for each of the two times that it was ended, and what was under way.
   expect(sent()).toBeLessThan(WEIGHTS.length + 4 * BLOCK)
   await context.close()

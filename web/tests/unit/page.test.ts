@@ -31,7 +31,7 @@ describe('addresses', () => {
 describe('numbers', () => {
   test('are short and say their unit', () => {
     expect([0, 1.2345, 0.00012, 123456, 2e-9].map(short)).toEqual(['0', '1.23', '1.2·10⁻⁴', '1.2·10⁵', '2·10⁻⁹'])
-    expect([grouped(1234567), percent(0.1234), bytes(1345184), bytes(100)]).toEqual(['1\u202f234\u202f567', '12.3 %', '1.3 MiB', '100 B'])
+    expect([grouped(1234567), percent(0.1234), bytes(1345184), bytes(100)]).toEqual(['1\u202f234\u202f567', '12.3\u00a0%', '1.3 MiB', '100 B'])
   })
 
   test('scales go where they should, with round ticks', () => {

@@ -64,6 +64,11 @@ export function Explore() {
   )
 }
 
+/** A product's name may break behind its dot. */
+function breakable(name: string) {
+  return name.split('·').flatMap((part, i) => (i === 0 ? [part] : ['·', <wbr />, part]))
+}
+
 function shareOf(measure: Measure, spectra: readonly Spectrum[]): number {
   const of = (spectrum: Spectrum) => {
     const full = spectrum.singular_values.length
@@ -92,7 +97,7 @@ function ModelMap({ summary, names, measure, chosen }: MapProps) {
             <th scope="col">layer</th>
             {names.map((name) => (
               <th key={name} scope="col">
-                {name}
+                {breakable(name)}
               </th>
             ))}
             {statistics !== null && <th scope="col">influence</th>}
