@@ -7,17 +7,15 @@ export function Status() {
   return (
     <div class="status">
       <div role="status" aria-live="polite">
-        {work !== null && (
+        {work !== null && arrival?.going !== true && (
           <p class="work">
             <progress aria-label={work.what} {...(work.share === null ? {} : { value: work.share })} />
             <span>
               {work.what} {work.share !== null && percent(work.share, 0)}
             </span>
-            {arrival?.going !== true && (
-              <button type="button" onClick={stop}>
-                Stop
-              </button>
-            )}
+            <button type="button" onClick={stop}>
+              Stop
+            </button>
           </p>
         )}
       </div>
