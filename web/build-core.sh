@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${CARGO_TARGET_DIR:-$PWD/target}
-cargo build --release --target wasm32-unknown-unknown -p modegpt-web
+cargo build --config web/core.toml --release --target wasm32-unknown-unknown -p modegpt-web
 CARGO_TARGET_DIR=$target/bindgen cargo run -q --release --manifest-path web/bindgen/Cargo.toml -- \
   "$target/wasm32-unknown-unknown/release/modegpt_web.wasm" web/www/core

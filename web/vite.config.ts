@@ -29,6 +29,7 @@ export default defineConfig({
           fileParallelism: false,
         },
       },
+      { extends: true, test: { name: 'large', include: ['tests/large/**/*.test.ts'], hookTimeout: 60_000 } },
     ],
   },
 })

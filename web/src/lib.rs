@@ -15,4 +15,6 @@ pub mod protocol;
 mod bindings;
 
 #[cfg(target_family = "wasm")]
-pub use bindings::{Compressed, Device, Files, Model, Statistics, Weight, hold_widths, on_panic, predicted_error};
+pub use bindings::{
+    Checkpoint, Compressed, Device, Files, Model, Statistics, Store, Weight, hold_widths, on_panic, predicted_error,
+};

@@ -1,6 +1,7 @@
 //! The JSON that travels between page and core, where it is not a type of the core itself.
 
 use modegpt::architecture::{Activation, Family, MlpKind, Norm, NormPlacement, WeightProvider};
+use modegpt::checkpoint::{Checkpoint, total_params};
 use modegpt::compress::Rounding;
 use modegpt::text_tools::Strategy;
 use modegpt::{CalibrationOptions, EvaluationOptions};
@@ -40,8 +41,6 @@ pub struct Summary {
     pub bytes: u64,
     /// Element type, as `config.json` names it.
     pub dtype: &'static str,
-    /// Tells this model from others.
-    pub fingerprint: String,
     /// Multiples that widths are rounded to unless asked otherwise.
     pub rounding: Rounding,
     /// The widths, layer by layer.
@@ -63,9 +62,9 @@ pub struct LayerSummary {
 }
 
 impl Summary {
-    /// The summary of `model`.
-    pub fn of(model: &modegpt::Model) -> Self {
-        let config = model.config();
+    /// The summary of the model in `checkpoint`.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let config = checkpoint.config();
         let layers = config.layers.iter().map(|shape| LayerSummary {
             d_ff: shape.d_ff,
             d_qk: shape.d_qk,
@@ -102,14 +101,43 @@ impl Summary {
                 (Norm::Rms { .. }, NormPlacement::Pre) => "RMSNorm, before",
                 (Norm::Rms { .. }, NormPlacement::Post) => "RMSNorm, after",
             },
-            params: model.params(),
-            block_params: model.checkpoint.config().block_params() as u64,
-            bytes: model.checkpoint.bytes(),
-            dtype: model.checkpoint.dtype().torch_name(),
-            fingerprint: model.fingerprint().to_owned(),
+            params: total_params(config),
+            block_params: config.block_params() as u64,
+            bytes: checkpoint.bytes(),
+            dtype: checkpoint.dtype().torch_name(),
             rounding: Rounding::default_for(config),
             layers: layers.collect(),
         }
+    }
+}
+
+/// A part of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Span {
+    /// The file's name.
+    pub file: String,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+impl Span {
+    /// Where the tensors of a layer lie, or those that belong to no layer; in the order of the files.
+    pub fn of(checkpoint: &Checkpoint, layer: Option<usize>) -> Vec<Self> {
+        let (keys, root) = checkpoint.keys();
+        let layers: Vec<_> = match layer {
+            Some(layer) => vec![keys.layer_prefix(root, layer)],
+            None => (0..checkpoint.config().layers.len()).map(|layer| keys.layer_prefix(root, layer)).collect(),
+        };
+        let in_layers = |name: &str| layers.iter().any(|prefix| name.starts_with(prefix));
+        let entries = checkpoint.index().entries().iter();
+        let chosen = entries.filter(|(name, _)| in_layers(name) == layer.is_some());
+        let mut spans: Vec<_> = chosen
+            .map(|(_, entry)| Self { file: entry.file.clone(), offset: entry.offset, bytes: entry.bytes })
+            .collect();
+        spans.sort_by(|a, b| (&a.file, a.offset).cmp(&(&b.file, b.offset)));
+        spans
     }
 }
 
@@ -246,7 +274,8 @@ mod tests {
         let dense = weights.clone().into_dense().expect("dense maps");
         let activations = activation_spectra(config, &config.layers[0], &dense, &seen[0], 1e-3).expect("spectra");
         json!({
-            "summary": Summary::of(&model),
+            "summary": Summary::of(&model.checkpoint),
+            "spans": Span::of(&model.checkpoint, Some(0)),
             "spectra": weight_spectra(config, &weights).expect("finite"),
             "statistics": StatisticsSummary {
                 samples: 2,
@@ -287,10 +316,20 @@ mod tests {
 
     #[test]
     fn a_summary_counts_what_the_command_line_does() {
-        let summary = Summary::of(&model());
+        let summary = Summary::of(&model().checkpoint);
         let blocks: u64 = summary.layers.iter().flat_map(|layer| layer.params).sum();
         assert_eq!((summary.params, summary.block_params), (260_032, blocks));
         assert_eq!((summary.family, summary.dtype, summary.context), ("Llama", "float32", 512));
+    }
+
+    #[test]
+    fn every_tensor_lies_in_one_layer_or_in_none() {
+        let Model { checkpoint, .. } = model();
+        let parts = (0..5).map(Some).chain([None]).map(|layer| Span::of(&checkpoint, layer));
+        let mut all: Vec<_> = parts.flatten().map(|span| (span.offset, span.bytes)).collect();
+        all.sort_unstable();
+        assert_eq!(all.len(), checkpoint.index().entries().len());
+        assert!(all.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0), "{all:?}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 // Pictures of every view, at desktop and phone size, light and dark, to be looked at:
 //
 //   node tests/screenshots.mjs OUT [VIEW …]
+//   node tests/screenshots.mjs --readme     the three of the READMEs, in docs/;
+//   reduced to 128 colours they have half the bytes
 //
 // The page must have been built; the views that need the core are taken with the bundled model.
 import { mkdirSync } from 'node:fs'
@@ -8,7 +10,8 @@ import { mkdirSync } from 'node:fs'
 import { chromium } from 'playwright-core'
 import { preview } from 'vite'
 
-const [out = 'screenshots', ...wanted] = process.argv.slice(2)
+const forReadme = process.argv[2] === '--readme'
+const [out = 'screenshots', ...wanted] = forReadme ? ['docs'] : process.argv.slice(2)
 mkdirSync(out, { recursive: true })
 const server = await preview({ preview: { port: 0, host: '127.0.0.1' } })
 const { port } = server.httpServer.address()
@@ -34,12 +37,28 @@ const ACTIONS = {
   async compress(page) {
     await page.locator('button.primary:not(:disabled)').click({ timeout: 120_000 })
     await page.locator('.result:not(:has-text("…"))').waitFor({ timeout: 240_000 })
+    if (forReadme) return
     await page.getByRole('slider', { name: 'Layer 1, MLP: width that stays' }).press('PageDown')
     await page.getByText('of what the solver would lose').waitFor()
     await page.waitForTimeout(500)
   },
 }
-for (const [view, hash] of Object.entries(VIEWS)) {
+/** What a picture begins with, and its height. */
+const README = { explore: ['.split', 900], compress: ['.split', 1060], nystrom: ['article', 900] }
+
+async function pictureOf(view, [from, height]) {
+  const page = await browser.newPage({ viewport: { width: 1200, height: 2400 }, deviceScaleFactor: 1, colorScheme: 'light' })
+  await page.goto(`http://127.0.0.1:${port}/${VIEWS[view]}`)
+  await page.waitForTimeout(700)
+  await ACTIONS[view]?.(page)
+  await page.waitForTimeout(300)
+  const { y } = await page.locator(from).first().boundingBox()
+  await page.screenshot({ path: `${out}/${view}.png`, clip: { x: 0, y: y - 20, width: 1200, height } })
+  await page.close()
+}
+
+for (const [view, part] of forReadme ? Object.entries(README) : []) await pictureOf(view, part)
+for (const [view, hash] of forReadme ? [] : Object.entries(VIEWS)) {
   if (wanted.length > 0 && !wanted.includes(view)) continue
   for (const [size, width, colorScheme] of [['desktop', 1280, 'light'], ['phone', 390, 'dark']]) {
     const page = await browser.newPage({ viewport: { width, height: 860 }, deviceScaleFactor: 1, colorScheme })

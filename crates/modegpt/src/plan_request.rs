@@ -2,12 +2,11 @@
 
 use std::fmt;
 
-use modegpt_architecture::{DType, MapShape, ModelConfig, NormPlacement};
+use modegpt_architecture::{DType, ModelConfig, NormPlacement};
 use modegpt_calibration::Collect;
 use modegpt_compress::{
     Allocation, Curves, Error, ErrorUnit, Layer, LayerSurvey, MapCurves, MapMetric, Methods, Mode, ModelSize, Orders,
-    Plan, PlanOptions, QueryKeyMethod, RankCurve, Ridges, Rounding, Target, WidthGrid, Widths, rank_grid, survey_layer,
-    survey_maps,
+    Plan, PlanOptions, QueryKeyMethod, Ridges, Rounding, Target, WidthGrid, Widths, survey_layer, survey_maps,
 };
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +105,9 @@ impl PlanRequest {
     /// Curves that are zero everywhere: enough to find out which sizes can be reached.
     #[cfg(not(target_family = "wasm"))]
     pub(crate) fn free_curves(&self, config: &ModelConfig) -> Curves {
+        use modegpt_architecture::MapShape;
+        use modegpt_compress::{RankCurve, rank_grid};
+
         if self.methods.maps.is_none() {
             let free = |layer| self.width_grid(config, layer).free(self.unit);
             return Curves::Modules((0..config.layers.len()).map(free).collect());

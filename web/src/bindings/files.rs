@@ -5,11 +5,11 @@ use std::sync::Arc;
 use modegpt::checkpoint::{MemorySource, Source};
 use wasm_bindgen::prelude::wasm_bindgen;
 
-/// Named files: what a model is read from, and what one is written as.
+/// Named files: what a model is read from, and what one is written as. Copies share their content.
 #[wasm_bindgen]
 #[derive(Clone, Debug, Default)]
 pub struct Files {
-    source: MemorySource,
+    source: Arc<MemorySource>,
 }
 
 #[wasm_bindgen]
@@ -22,7 +22,7 @@ impl Files {
 
     /// Adds a file; one of the same name is replaced.
     pub fn add(&mut self, name: String, content: Vec<u8>) {
-        self.source.0.insert(name, content);
+        Arc::make_mut(&mut self.source).0.insert(name, content);
     }
 
     /// The names, in order.
@@ -38,10 +38,10 @@ impl Files {
 
 impl Files {
     pub(crate) fn of(source: MemorySource) -> Self {
-        Self { source }
+        Self { source: Arc::new(source) }
     }
 
     pub(crate) fn into_source(self) -> Arc<dyn Source> {
-        Arc::new(self.source)
+        self.source
     }
 }

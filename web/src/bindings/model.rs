@@ -3,21 +3,19 @@
 use std::cell::{Cell, RefCell};
 
 use js_sys::Function;
-use modegpt::architecture::{self, Matrix, WeightProvider};
+use modegpt::architecture::WeightProvider;
 use modegpt::calibration::Collect;
 use modegpt::compress::{Curves, Methods, Plan, Report, Ridges, Rounding};
 use modegpt::evaluation::SamplerOptions;
 use modegpt::in_memory::{self, Observation, SparsityRequest};
 use modegpt::statistics::LayerStatistics;
 use modegpt::text_tools::Corpus;
-use modegpt::{
-    AllocationChoice, Calibration, PlanRequest, Reporter, Silent, activation_spectra, evaluate, weight_spectra, write,
-};
-use serde::Serialize;
+use modegpt::{AllocationChoice, Calibration, PlanRequest, Reporter, Silent, activation_spectra, evaluate, write};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
-use super::{Device, Files, from_json, sentence};
-use crate::protocol::{CalibrationRequest, EvaluationRequest, StatisticsSummary, Summary, WriteRequest, WriteResult};
+use super::store::{Store, Stored};
+use super::{Checkpoint, Device, Files, from_json, sentence, to_json};
+use crate::protocol::{CalibrationRequest, EvaluationRequest, StatisticsSummary, WriteRequest, WriteResult};
 
 /// A model that can be looked at, run and compressed.
 #[wasm_bindgen]
@@ -43,32 +41,6 @@ pub struct Compressed {
     report: Report,
 }
 
-/// A matrix, row after row.
-#[wasm_bindgen]
-pub struct Weight {
-    matrix: Matrix,
-}
-
-#[wasm_bindgen]
-impl Weight {
-    /// Number of rows.
-    #[wasm_bindgen(getter)]
-    pub fn rows(&self) -> usize {
-        self.matrix.rows
-    }
-
-    /// Number of columns.
-    #[wasm_bindgen(getter)]
-    pub fn cols(&self) -> usize {
-        self.matrix.cols
-    }
-
-    /// The elements, row after row.
-    pub fn values(&self) -> Vec<f32> {
-        self.matrix.data.clone()
-    }
-}
-
 #[wasm_bindgen]
 impl Model {
     /// Opens the model in `files`.
@@ -79,38 +51,18 @@ impl Model {
         Ok(Self { model: modegpt::Model::open(files.into_source()).map_err(sentence)? })
     }
 
-    /// [`Summary`] as JSON.
+    /// Opens the model in `store`, whose bytes are read where they lie and not kept.
     ///
     /// # Errors
-    /// None that is known.
-    pub fn summary(&self) -> Result<String, String> {
-        to_json(&Summary::of(&self.model))
+    /// Which file is wrong, and what with it.
+    #[wasm_bindgen(js_name = openStore)]
+    pub fn open_store(store: Store, place: String) -> Result<Self, String> {
+        Ok(Self { model: modegpt::Model::open(Stored::source(store, place)).map_err(sentence)? })
     }
 
-    /// A matrix of a layer, `[d_in, d_out]`, by the name that [`Self::weight_spectra`] gives it.
-    ///
-    /// # Errors
-    /// That there is no such layer or matrix, or that it is held as a product.
-    pub fn weight(&self, layer: usize, matrix: &str) -> Result<Weight, String> {
-        self.check_layer(layer)?;
-        let weights = self.model.checkpoint.layer(layer).map_err(sentence)?;
-        let found = weights.linears().find(|(name, _)| *name == matrix).map(|(_, linear)| &linear.weight);
-        match found {
-            Some(architecture::Weight::Dense(matrix)) => Ok(Weight { matrix: matrix.clone() }),
-            Some(architecture::Weight::Factorised(_)) => Err(format!("the matrix `{matrix}` is held as two factors")),
-            None => Err(format!("there is no matrix `{matrix}`")),
-        }
-    }
-
-    /// Singular values of every matrix of a layer, and of the products of values and outputs, as JSON.
-    ///
-    /// # Errors
-    /// That there is no such layer, or a weight is not finite.
-    #[wasm_bindgen(js_name = weightSpectra)]
-    pub fn weight_spectra(&self, layer: usize) -> Result<String, String> {
-        self.check_layer(layer)?;
-        let weights = self.model.checkpoint.layer(layer).map_err(sentence)?;
-        to_json(&weight_spectra(self.model.config(), &weights).map_err(sentence)?)
+    /// What is known of the model from its weights alone.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::of(self.model.checkpoint.clone())
     }
 
     /// Spectra and scores of a layer in the metric of the data, as JSON.
@@ -119,11 +71,11 @@ impl Model {
     /// That there is no such layer, or a factorisation failed.
     #[wasm_bindgen(js_name = activationSpectra)]
     pub fn activation_spectra(&self, layer: usize, statistics: &Statistics, ridge: f64) -> Result<String, String> {
-        self.check_layer(layer)?;
         let seen = statistics.layers.get(layer).ok_or_else(|| format!("layer {layer} was not observed"))?;
-        let weights = self.model.checkpoint.layer(layer).map_err(sentence)?.into_dense().map_err(sentence)?;
         let config = self.model.config();
-        let spectra = activation_spectra(config, &config.layers[layer], &weights, seen, ridge);
+        let shape = config.layers.get(layer).ok_or_else(|| format!("there is no layer {layer}"))?;
+        let weights = self.model.checkpoint.layer(layer).map_err(sentence)?.into_dense().map_err(sentence)?;
+        let spectra = activation_spectra(config, shape, &weights, seen, ridge);
         to_json(&spectra.map_err(sentence)?)
     }
 
@@ -231,17 +183,6 @@ impl Model {
     }
 }
 
-impl Model {
-    fn check_layer(&self, layer: usize) -> Result<(), String> {
-        let n_layers = self.model.config().layers.len();
-        if layer < n_layers {
-            Ok(())
-        } else {
-            Err(format!("the model has {n_layers} layers, there is no layer {layer}"))
-        }
-    }
-}
-
 #[wasm_bindgen]
 impl Statistics {
     /// Rows and columns `units` of the Gram matrix of a layer's hidden units, row after row.
@@ -314,8 +255,4 @@ impl Reporter for Listener {
     fn end(&self) {}
 
     fn note(&self, _remark: &str) {}
-}
-
-fn to_json(value: &impl Serialize) -> Result<String, String> {
-    serde_json::to_string(value).map_err(sentence)
 }

@@ -32,7 +32,7 @@ test('dragging the cut changes rank, energy and address', async () => {
   expect(rank).toBeGreaterThan(25)
   await shown.waitForURL(`**/#/learn/svd?rank=${rank}`)
   await line.press('Home')
-  expect(await shown.locator('.number.lost strong').textContent()).toBe('100.00 %')
+  expect(await shown.locator('.number.lost strong').textContent()).toBe('100.00\u00a0%')
   await shown.context().close()
 })
 

@@ -1,11 +1,12 @@
 import { describe, expect, test } from 'vitest'
 
 import { typesetFormula } from '../../build/formulas.ts'
-import { byHand, predictedLoss, softmaxSteps, solvedSteps } from '../../www/src/lessons/allocation.tsx'
+import { byHand, predictedLoss } from '../../www/src/lessons/allocation.tsx'
 import formulas from '../../www/src/lessons/formulas.json'
 import measured from '../../www/src/lessons/measured.json'
 import { DOWN, HIDDEN } from '../../www/src/lessons/nystrom.tsx'
 import { lighthouse } from '../../www/src/lessons/picture.ts'
+import { cheapest, risesOf, softmaxSteps } from '../../www/src/math/allocation.ts'
 import { choices, refitError } from '../../www/src/math/nystrom.ts'
 import { lostShares, svd } from '../../www/src/math/svd.ts'
 import { formatPlace, parsePlace } from '../../www/src/place.ts'
@@ -30,7 +31,7 @@ describe('addresses', () => {
 describe('numbers', () => {
   test('are short and say their unit', () => {
     expect([0, 1.2345, 0.00012, 123456, 2e-9].map(short)).toEqual(['0', '1.23', '1.2·10⁻⁴', '1.2·10⁵', '2·10⁻⁹'])
-    expect([grouped(1234567), percent(0.1234), bytes(1345184), bytes(100)]).toEqual(['1\u202f234\u202f567', '12.3 %', '1.3 MiB', '100 B'])
+    expect([grouped(1234567), percent(0.1234), bytes(1345184), bytes(100)]).toEqual(['1\u202f234\u202f567', '12.3\u00a0%', '1.3 MiB', '100 B'])
   })
 
   test('scales go where they should, with round ticks', () => {
@@ -64,12 +65,27 @@ describe('lessons', () => {
 
   test('the solver spends the budget and is not beaten by the paper’s rule', () => {
     const spent = (steps: number[]) => steps.reduce((a, b) => a + b, 0)
-    const solved = solvedSteps()
+    const solved = cheapest(measured.rises, 12)
     for (const epsilon of [0.05, 0.2, 1, 10]) {
-      const steps = softmaxSteps(epsilon)
+      const steps = softmaxSteps(measured.blockInfluence, 12, epsilon, 8)
       expect(spent(steps)).toBe(spent(solved))
       expect(predictedLoss(solved)).toBeLessThanOrEqual(predictedLoss(steps))
     }
+  })
+
+  test('a layer loses what its modules lose, between the widths that they can take', () => {
+    const curves = [
+      { widths: [10, 50, 100], errors: [8, 2, 0] },
+      { widths: [40, 80], errors: [0.5, 0] },
+    ]
+    const rises = risesOf(curves, 8)
+    expect(rises[0]).toBe(0)
+    // 80 of 100 lie between 50 and 100; 64 of 80 between 40 and 80.
+    expect(risesOf(curves, 2)[2]).toBeCloseTo((20 / 50) * 2 + (16 / 40) * 0.5)
+    expect(rises[5]).toBeCloseTo(2 + 0.5)
+    // Below the least width there is nothing to learn.
+    expect(rises[7]).toBeCloseTo(2 + (20 / 40) * 6 + 0.5)
+    expect(rises.every((rise, i) => rise >= (rises[i - 1] ?? 0))).toBe(true)
   })
 
   test('a plan by hand has the widths that were measured', () => {

@@ -5,6 +5,7 @@ import type {
   Evaluation,
   Plan,
   Report,
+  Span,
   Spectrum,
   StatisticsSummary,
   Summary,
@@ -15,6 +16,7 @@ import written from './protocol.json'
 /** What the core wrote, held against the page's types: this does not compile unless every field is there. */
 const sent: {
   summary: Summary
+  spans: Span[]
   spectra: Spectrum[]
   statistics: StatisticsSummary
   activations: ActivationSpectra
@@ -25,5 +27,5 @@ const sent: {
 } = written
 
 test('every value that the core sends has a type here', () => {
-  expect(Object.keys(sent)).toHaveLength(8)
+  expect(Object.keys(sent)).toHaveLength(9)
 })

@@ -4,6 +4,7 @@ import { useEffect, useState } from 'preact/hooks'
 import { Aborted, Core, Crashed } from './core/client.ts'
 import type {
   ActivationSpectra,
+  Arrival,
   CalibrationRequest,
   DeviceInfo,
   DeviceKind,
@@ -28,8 +29,8 @@ export const BUNDLED = {
 } as const
 export type BundledKey = keyof typeof BUNDLED
 
-/** The page cannot hold more than this beside what it computes with. */
-export const LARGEST_MODEL_BYTES = 1.5e9
+/** WebAssembly has four gigabytes; some of them go to the work itself. */
+export const MEMORY_BYTES = 3.5e9
 
 export interface Written {
   text: string
@@ -43,6 +44,8 @@ export interface Session {
   readonly device: DeviceInfo | null
   readonly source: ModelSource | null
   readonly summary: Summary | null
+  /** Of a model on a server: what has arrived, while that is not all. */
+  readonly arrival: (Arrival & { readonly going: boolean }) | null
   readonly spectra: readonly (Spectrum[] | undefined)[]
   readonly statistics: StatisticsSummary | null
   /** What the statistics were observed on. */
@@ -58,6 +61,7 @@ export interface Session {
 const NOTHING_OPEN = {
   source: null,
   summary: null,
+  arrival: null,
   spectra: [],
   statistics: null,
   observedOn: null,
@@ -133,34 +137,90 @@ export async function open(source: ModelSource, device: DeviceKind): Promise<boo
   if (refused?.device === device && isSame(refused.source, source)) return false
   refused = null
   if (isSame(session.source, source) && session.summary !== null && session.device?.kind === device) return true
-  if (source.kind === 'files') {
-    const bytes = source.files.reduce((sum, file) => sum + file.size, 0)
-    if (bytes > LARGEST_MODEL_BYTES) {
-      const [has, can] = [bytes, LARGEST_MODEL_BYTES].map((bytes) => (bytes / 1e9).toFixed(1))
-      refused = { source, device }
-      change({ problem: `These files have ${has} GB, and a page can hold ${can} GB of them. Use the command line for this model.` })
-      return false
-    }
-  }
   let stopped = false
   const done = await working('opening the model', async () => {
     const info = session.device?.kind === device ? session.device : await core.ask('device', { kind: device })
     change({ device: info })
+    change(NOTHING_OPEN)
     const opening = core.ask('open', { source, base: document.baseURI })
     opening.catch((error) => (stopped = error instanceof Aborted))
     const summary = await opening
-    change({ ...NOTHING_OPEN, source, summary })
+    const arrival = source.kind === 'remote' ? await core.ask('fetch', { what: 'nothing' }) : null
+    const isHere = arrival === null || arrival.done === arrival.of
+    change({ ...NOTHING_OPEN, source, summary, arrival: isHere ? null : { ...arrival, going: false } })
   })
   if (!done && !stopped) refused = { source, device }
+  if (done && source.kind === 'remote' && wanted === source.base) await fetchModel()
   return done
+}
+
+/** What the reader asked to be fetched; a link alone fetches no more than what a model is. */
+let wanted: string | null = null
+
+export function want(base: string): void {
+  wanted = base
+}
+
+/** Fetches what is missing of a model on a server, layer 0 first, whose spectra then appear. */
+export async function fetchModel(): Promise<boolean> {
+  const { source, arrival } = session
+  if (arrival === null || source?.kind !== 'remote') return true
+  if (session.work !== null) return false
+  wanted = source.base
+  change({ arrival: { ...arrival, going: true } })
+  let isHere = false
+  const done = await working('fetching the model', async (progress) => {
+    const part = async (what: number | 'all') => {
+      const found = await core.ask('fetch', { what }, (told) => {
+        progress(told)
+        if ('done' in told) change({ arrival: { ...told, going: true } })
+      })
+      change({ arrival: { ...found, going: true } })
+      return found
+    }
+    const first = await part(0)
+    if (!first.paused && session.spectra[0] === undefined) {
+      change({ spectra: replaced(session.spectra, 0, await core.ask('spectra', { layer: 0 })) })
+    }
+    const { paused, done, of } = first.paused ? first : await part('all')
+    isHere = !paused && done === of
+    if (paused) wanted = null
+  })
+  // What was ended by force has taken the model with it.
+  const left = session.arrival
+  if (left !== null) change({ arrival: isHere ? null : { ...left, going: false } })
+  if (!done) wanted = null
+  return done && isHere
+}
+
+/** Ends the fetching; what has arrived stays. */
+export function pause(): void {
+  void core.ask('pause', {})
+}
+
+/** Takes a model that came from a server out of the browser; `leave` goes to another, lest it be opened again. */
+export async function removeModel(leave: () => void): Promise<void> {
+  wanted = null
+  await working('removing the model', async () => {
+    await core.ask('remove', {})
+    leave()
+    change(NOTHING_OPEN)
+  })
+}
+
+/** The most bytes that observing and compressing a model hold at once, roughly: Gram matrices, and the result. */
+export function neededBytes({ layers, dModel, bytes }: Summary): number {
+  const triangle = (n: number) => 4 * n * n
+  return bytes + layers.reduce((sum, { dFf }) => sum + triangle(dFf) + 3 * triangle(dModel), 0)
 }
 
 /** Singular values of every matrix, layer by layer; the view fills as they come. */
 export async function measureSpectra(): Promise<boolean> {
   const n = session.summary?.layers.length ?? 0
-  if (session.work !== null || session.spectra.filter(Boolean).length === n) return true
+  if (session.work !== null || session.arrival !== null || session.spectra.filter(Boolean).length === n) return true
   return working('taking singular values', async (progress) => {
     for (let layer = 0; layer < n; layer++) {
+      if (session.spectra[layer] !== undefined) continue
       const found = await core.ask('spectra', { layer })
       change({ spectra: replaced(session.spectra, layer, found) })
       progress({ done: layer + 1, of: n })
@@ -172,6 +232,12 @@ export async function measureSpectra(): Promise<boolean> {
 export async function observe(text: string, request: CalibrationRequest): Promise<boolean> {
   const { statistics, observedOn: last } = session
   if (statistics !== null && last?.text === text && JSON.stringify(last.request) === JSON.stringify(request)) return true
+  const needed = session.summary === null ? 0 : neededBytes(session.summary)
+  if (needed > MEMORY_BYTES) {
+    const [needs, has] = [needed, MEMORY_BYTES].map((bytes) => (bytes / 1e9).toFixed(1))
+    change({ problem: `Observing this model takes about ${needs} GB of memory, and a page has ${has}. Use the command line for it.` })
+    return false
+  }
   return working('observing the model', async (progress) => {
     const statistics = await core.ask('calibrate', { text, request }, progress)
     change({ statistics, observedOn: { text, request }, activations: [], planned: null, result: null, layerReports: [] })
@@ -275,8 +341,9 @@ function replaced<T>(values: readonly (T | undefined)[], index: number, value: T
 }
 
 function isSame(a: ModelSource | null, b: ModelSource): boolean {
-  if (a === null || a.kind !== b.kind) return false
-  return a.kind === 'bundled' || b.kind === 'bundled' ? a.name === b.name : a.files === b.files
+  if (a?.kind === 'files' && b.kind === 'files') return a.files === b.files
+  if (a?.kind === 'remote' && b.kind === 'remote') return a.base === b.base
+  return a?.kind === b.kind && a.name === b.name
 }
 
 function sentence(error: unknown): string {

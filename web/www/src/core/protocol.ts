@@ -20,7 +20,6 @@ export interface Summary {
   blockParams: number
   bytes: number
   dtype: string
-  fingerprint: string
   rounding: { ff: number; head: number; rank: number }
   layers: LayerSummary[]
 }
@@ -186,10 +185,24 @@ export interface DeviceInfo {
 
 export type DeviceKind = 'cpu' | 'webgpu'
 
-/** A model that comes with the page, by the name of its folder, or files that the reader brought. */
+/** A part of a file, in bytes. */
+export interface Span {
+  readonly file: string
+  readonly offset: number
+  readonly bytes: number
+}
+
+/** A model that comes with the page, by the name of its folder; files that the reader brought; or a folder of a server. */
 export type ModelSource =
   | { readonly kind: 'bundled'; readonly name: string }
   | { readonly kind: 'files'; readonly name: string; readonly files: readonly File[] }
+  | { readonly kind: 'remote'; readonly name: string; readonly base: string }
+
+/** How much of a model on a server is here, in bytes. */
+export interface Arrival {
+  readonly done: number
+  readonly of: number
+}
 
 export type Side = 'dense' | 'compressed'
 
@@ -197,6 +210,12 @@ export type Side = 'dense' | 'compressed'
 export interface Questions {
   device: { ask: { kind: DeviceKind }; answer: DeviceInfo }
   open: { ask: { source: ModelSource; base: string }; answer: Summary }
+  /** Of a model on a server: a layer, or all that is missing. Ends early if it is paused. */
+  fetch: { ask: { what: number | 'all' | 'nothing' }; answer: Arrival & { paused: boolean } }
+  /** Answered at once, whatever else is being done. */
+  pause: { ask: Record<never, never>; answer: undefined }
+  /** Closes a model that came from a server, and takes it out of the browser. */
+  remove: { ask: Record<never, never>; answer: undefined }
   spectra: { ask: { layer: number }; answer: Spectrum[] }
   weight: { ask: { layer: number; matrix: string }; answer: { rows: number; cols: number; data: Float32Array } }
   calibrate: { ask: { text: string; request: CalibrationRequest }; answer: StatisticsSummary }

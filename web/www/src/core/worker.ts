@@ -1,13 +1,31 @@
 /// <reference lib="webworker" />
 /** The core in a worker: opens what it is told to and answers questions, one at a time. */
-import init, { Device, Files, holdWidths, Model, onPanic, predictedError, type Compressed, type Statistics } from '../../core/modegpt_web.js'
-import type { Answer, Ask, FromWorker, LayerReport, ModelSource, Progress, Side, ToWorker, Topic } from './protocol.ts'
+import init, {
+  Checkpoint,
+  type Compressed,
+  Device,
+  Files,
+  holdWidths,
+  Model,
+  onPanic,
+  predictedError,
+  type Statistics,
+} from '../../core/modegpt_web.js'
+import type { Answer, Ask, FromWorker, LayerReport, ModelSource, Progress, Side, Span, ToWorker, Topic } from './protocol.ts'
+import { FetchedStore } from './store/fetched.ts'
+import { PickedStore } from './store/picked.ts'
+import { Dropped } from './store/remote.ts'
 
 const LEVERAGE_RIDGE = 1e-3
 const BATCH_TOKENS = 1024
 
 let device: Device | undefined
+/** What is known of the open model without its tokenizer, and before all of it has arrived. */
+let checkpoint: Checkpoint | undefined
 let dense: Model | undefined
+/** Where the open model comes from, if that is a server. */
+let store: FetchedStore | undefined
+let fetching = new AbortController()
 let statistics: Statistics | undefined
 let compressed: { model: Model; result: Compressed } | undefined
 let panic: string | undefined
@@ -16,7 +34,8 @@ const ready = init().then(() => onPanic((message: string) => (panic = message)))
 let last: Promise<void> = Promise.resolve()
 
 self.onmessage = ({ data }: MessageEvent<ToWorker>) => {
-  last = last.then(() => answer(data))
+  if (data.topic === 'pause') void answer(data)
+  else last = last.then(() => answer(data))
 }
 
 async function answer(message: ToWorker): Promise<void> {
@@ -66,18 +85,51 @@ const topics: Topics = {
   },
 
   async open({ source, base }) {
-    const model = Model.open(await read(source, base))
     forget()
-    dense = model
-    return JSON.parse(model.summary())
+    if (source.kind === 'remote') checkpoint = await openRemote(source)
+    else {
+      dense = source.kind === 'files' ? Model.openStore(new PickedStore(source.files), source.name) : Model.open(await bundled(source.name, base))
+      checkpoint = dense.checkpoint()
+    }
+    return JSON.parse(checkpoint.summary())
+  },
+
+  async fetch({ what }, tell) {
+    if (store === undefined) throw new Error('the open model does not come from a server')
+    fetching = new AbortController()
+    const { signal } = fetching
+    try {
+      if (what !== 'nothing') {
+        const spans: Span[] | 'all' = what === 'all' ? what : JSON.parse(weights().spans(what))
+        await store.fetch(spans, signal, tell)
+      }
+    } catch (error) {
+      if (!signal.aborted) throw error
+    }
+    const { done, of } = store.arrival
+    if (done === of && dense === undefined) dense = Model.openStore(store, store.base)
+    return { done, of, paused: signal.aborted }
+  },
+
+  async pause() {
+    fetching.abort()
+    return undefined
+  },
+
+  async remove() {
+    const removed = store
+    store = undefined
+    forget()
+    await removed?.remove()
+    return undefined
   },
 
   async spectra({ layer }) {
-    return JSON.parse(opened().weightSpectra(layer))
+    return JSON.parse(await served((checkpoint) => checkpoint.weightSpectra(layer)))
   },
 
   async weight({ layer, matrix }) {
-    const weight = opened().weight(layer, matrix)
+    const weight = await served((checkpoint) => checkpoint.weight(layer, matrix))
     return { rows: weight.rows, cols: weight.cols, data: weight.values() }
   },
 
@@ -107,8 +159,13 @@ const topics: Topics = {
     const progress = (json: string) => tell({ layer: JSON.parse(json) as LayerReport })
     const result = opened().compress(observed(), JSON.stringify(plan), progress)
     const model = Model.open(result.files())
+    compressed?.model.free()
+    compressed?.result.free()
     compressed = { model, result }
-    return { report: JSON.parse(result.report()), summary: JSON.parse(model.summary()) }
+    const written = model.checkpoint()
+    const summary = JSON.parse(written.summary())
+    written.free()
+    return { report: JSON.parse(result.report()), summary }
   },
 
   async perplexity({ side, text, seqLen, maxWindows }, tell) {
@@ -138,16 +195,29 @@ const topics: Topics = {
 }
 
 function forget(): void {
+  store?.close()
+  checkpoint?.free()
   dense?.free()
   statistics?.free()
   compressed?.model.free()
   compressed?.result.free()
-  dense = statistics = compressed = undefined
+  store = checkpoint = dense = statistics = compressed = undefined
+}
+
+function weights(): Checkpoint {
+  if (checkpoint === undefined) throw new Error('no model is open')
+  return checkpoint
 }
 
 function opened(): Model {
-  if (dense === undefined) throw new Error('no model is open')
+  if (dense === undefined) throw new Error(checkpoint === undefined ? 'no model is open' : 'the model has not arrived yet')
   return dense
+}
+
+/** Reads weights, after fetching those that are missing. */
+async function served<T>(work: (checkpoint: Checkpoint) => T): Promise<T> {
+  fetching = new AbortController()
+  return store === undefined ? work(weights()) : store.serving(() => work(weights()), fetching.signal)
 }
 
 function observed(): Statistics {
@@ -166,17 +236,29 @@ function chosen(side: Side): Model {
   return compressed.model
 }
 
-async function read(source: ModelSource, base: string): Promise<Files> {
-  const files = new Files()
-  if (source.kind === 'files') {
-    for (const file of source.files) files.add(file.name, new Uint8Array(await file.arrayBuffer()))
-    return files
+async function openRemote({ base, name }: ModelSource & { kind: 'remote' }): Promise<Checkpoint> {
+  fetching = new AbortController()
+  const { signal } = fetching
+  const opened = await FetchedStore.open(base, signal)
+  try {
+    const checkpoint = await opened.serving(() => Checkpoint.open(opened, name), signal)
+    store = opened
+    return checkpoint
+  } catch (error) {
+    // What is no model is not kept.
+    if (signal.aborted || error instanceof Dropped) opened.close()
+    else await opened.remove()
+    throw error
   }
+}
+
+async function bundled(name: string, base: string): Promise<Files> {
+  const files = new Files()
   const names = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'model.safetensors']
-  const load = async (name: string) => {
-    const response = await fetch(new URL(`${source.name}/${name}`, base))
-    if (!response.ok) throw new Error(`cannot load ${source.name}/${name}: ${response.status} ${response.statusText}`)
-    return [name, new Uint8Array(await response.arrayBuffer())] as const
+  const load = async (file: string) => {
+    const response = await fetch(new URL(`${name}/${file}`, base))
+    if (!response.ok) throw new Error(`cannot load ${name}/${file}: ${response.status} ${response.statusText}`)
+    return [file, new Uint8Array(await response.arrayBuffer())] as const
   }
   for (const [name, content] of await Promise.all(names.map(load))) files.add(name, content)
   return files

@@ -1,38 +1,25 @@
-import { useMemo, useRef, useState } from 'preact/hooks'
+import { useMemo, useState } from 'preact/hooks'
 import formula from 'virtual:formula/allocation'
 
 import type { Plan } from '../core/protocol.ts'
-import { cappedSoftmax, cheapest } from '../math/allocation.ts'
-import { setParams, useNumber, usePlace } from '../place.ts'
+import { cheapest, costOf } from '../math/allocation.ts'
+import { setParams, usePlace } from '../place.ts'
 import { bundledText, compress, currentSession, makePlan, observe, open, score, stop, useSession } from '../session.ts'
-import { Figure, Slider } from '../ui/controls.tsx'
+import { Figure } from '../ui/controls.tsx'
 import { Formula, Lighting, Symbol } from '../ui/formula.tsx'
-import { percent, short } from '../ui/number.ts'
+import { percent } from '../ui/number.ts'
 import { chosenDevice } from '../ui/model.tsx'
 import measured from './measured.json'
+import { N_STEPS, Payers, Spenders, spentOf } from './payers.tsx'
+import { OnRealCosts, OnRealLayers, type RealCosts } from './real_costs.tsx'
 
 const N_LAYERS = measured.rises.length
-const N_STEPS = measured.sparsities.length - 1
 /** Steps that have to be spent: 30 % of the model's block weights. */
 const BUDGET = Math.round((0.3 * N_LAYERS) / 0.1)
 
 /** The loss that a choice of steps should cost, were the layers' costs simply added. */
 export function predictedLoss(steps: readonly number[]): number {
-  return measured.loss + steps.reduce((sum, step, layer) => sum + (measured.rises[layer]?.[step] ?? Infinity), 0)
-}
-
-/** The paper's softmax of block influence, rounded to whole steps that add up to the budget. */
-export function softmaxSteps(epsilon: number): number[] {
-  const shares = cappedSoftmax(measured.blockInfluence, BUDGET / (10 * N_LAYERS), epsilon, N_STEPS / 10)
-  const steps = shares.map((share) => Math.floor(10 * share + 1e-9))
-  const byRest = shares.map((share, layer) => [10 * share - (steps[layer] ?? 0), layer] as const).sort(([a], [b]) => b - a)
-  const missing = BUDGET - steps.reduce((a, b) => a + b, 0)
-  for (const [, layer] of byRest.slice(0, missing)) steps[layer] = (steps[layer] ?? 0) + 1
-  return steps
-}
-
-export function solvedSteps(): number[] {
-  return cheapest(measured.rises, BUDGET)
+  return measured.loss + costOf(measured, steps)
 }
 
 function useSteps(): [number[], (steps: readonly number[]) => void] {
@@ -43,10 +30,9 @@ function useSteps(): [number[], (steps: readonly number[]) => void] {
 
 export function AllocationLesson() {
   const [steps, setSteps] = useSteps()
-  const spent = steps.reduce((a, b) => a + b, 0)
-  const [power, setPower] = useNumber('temperature', -0.7, -2, 1)
-  const solved = useMemo(solvedSteps, [])
-  const perplexity = Math.exp(predictedLoss(steps))
+  const [real, setReal] = useState<RealCosts | null>(null)
+  const solved = useMemo(() => cheapest(measured.rises, BUDGET), [])
+  const spent = spentOf(steps, BUDGET)
   return (
     <Lighting class="lesson-body">
       <p>
@@ -56,113 +42,27 @@ export function AllocationLesson() {
       </p>
       <p class="do">Drag the bars, or use the arrow keys on them, until the budget is spent. Try to beat the solver.</p>
       <figure class="panel">
-        <div class="payers">
-          {steps.map((step, layer) => (
-            <Payer
-              key={layer}
-              layer={layer}
-              step={step}
-              onChange={(value) => setSteps(steps.map((old, i) => (i === layer ? value : old)))}
-            />
-          ))}
-        </div>
+        <Payers costs={measured} steps={steps} onChange={setSteps} />
         <p class="caption">The line beside each bar: how far the loss has risen when so much of this layer alone is gone (its square root).</p>
         <div class="numbers">
-          <Figure
-            value={spent === BUDGET ? 'spent' : spent < BUDGET ? `${BUDGET - spent} left` : `${spent - BUDGET} too many`}
-            label={`of ${BUDGET} steps of 10 %`}
-            tone={spent === BUDGET ? 'kept' : 'lost'}
-            symbol="budget"
-          />
-          <Figure value={perplexity.toFixed(2)} label="perplexity, costs added up" />
+          <Figure value={spent.words} label={`of ${BUDGET} steps of 10 %`} tone={spent.exact ? 'kept' : 'lost'} symbol="budget" />
+          <Figure value={Math.exp(predictedLoss(steps)).toFixed(2)} label="perplexity, costs added up" />
           <Figure value={Math.exp(measured.loss).toFixed(2)} label="before" />
           <Figure value={Math.exp(predictedLoss(solved)).toFixed(2)} label="the solver’s" tone="kept" />
         </div>
-        <div class="buttons">
-          <button type="button" onClick={() => setSteps(steps.map((_, i) => Math.floor((BUDGET + i) / N_LAYERS)))}>
-            All the same
-          </button>
-          <button type="button" onClick={() => setSteps(softmaxSteps(10 ** power))}>
-            By block influence
-          </button>
-          <button type="button" onClick={() => setSteps(solved)}>
-            Solve
-          </button>
-        </div>
-        <Slider
-          label="temperature ε of the block influence"
-          value={power}
-          onChange={(value) => (setPower(value), setSteps(softmaxSteps(10 ** value)))}
-          min={-2}
-          max={1}
-          step={0.05}
-          show={(value) => short(10 ** value)}
-          symbol="temperature"
-        />
+        <Spenders costs={measured} steps={steps} onChange={setSteps} budget={BUDGET} solved={solved} />
         <Measure steps={steps} />
       </figure>
+      {real !== null && <OnRealLayers key={real.title} real={real} />}
+      <OnRealCosts isShown={real !== null} onBack={() => setReal(null)} onCosts={setReal} />
       <Formula html={formula} />
       <p>
         The paper asks how much a block turns the stream that passes through it, its <Symbol name="influence">block influence</Symbol>, and lets
         blocks that turn it little pay more, the more sharply the smaller the <Symbol name="temperature">temperature</Symbol>. It costs nothing to
         compute. Is it right here? The curves know better, since they were measured, but measuring them takes as many compressions as there are
-        bars times steps.
+        bars times steps. For a model of your own the core asks each decomposition instead what it would lose at every width, which takes seconds.
       </p>
     </Lighting>
-  )
-}
-
-/** One layer: how much of it goes, before the curve of what that costs. */
-function Payer({ layer, step, onChange }: { layer: number; step: number; onChange: (step: number) => void }) {
-  const bar = useRef<HTMLDivElement>(null)
-  const set = (value: number) => onChange(Math.min(N_STEPS, Math.max(0, Math.round(value))))
-  const drag = (event: PointerEvent) => {
-    const box = bar.current?.getBoundingClientRect()
-    if (box !== undefined && event.buttons === 1) set(((box.bottom - event.clientY) / box.height) * N_STEPS)
-  }
-  const onKeyDown = (event: KeyboardEvent) => {
-    const by = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1 }[event.key]
-    if (by === undefined) return
-    event.preventDefault()
-    set(step + by)
-  }
-  const rises = measured.rises[layer] ?? []
-  const most = Math.max(...measured.rises.flat())
-  const curve = rises.map((rise, i) => `${(100 * Math.sqrt(rise > 0 ? rise / most : 0)).toFixed(1)},${100 - (100 * i) / N_STEPS}`)
-  return (
-    <div class="payer">
-      <div
-        ref={bar}
-        class="bar"
-        role="slider"
-        tabIndex={0}
-        aria-label={`Layer ${layer}: share that goes`}
-        aria-orientation="vertical"
-        aria-valuemin={0}
-        aria-valuemax={N_STEPS}
-        aria-valuenow={step}
-        aria-valuetext={`${step * 10} %`}
-        data-symbol="share"
-        onPointerDown={(event) => {
-          event.currentTarget.setPointerCapture(event.pointerId)
-          event.currentTarget.focus({ preventScroll: true })
-          drag(event)
-        }}
-        onPointerMove={drag}
-        onKeyDown={onKeyDown}
-      >
-        <span class="fill" style={{ height: `${(100 * step) / N_STEPS}%` }} />
-        <svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">
-          <polyline points={curve.join(' ')} />
-        </svg>
-      </div>
-      <b>{step * 10} %</b>
-      <span class="caption">
-        layer {layer}
-        <br />
-        <span data-symbol="influence">s = {measured.blockInfluence[layer]?.toFixed(3)}</span>
-      </span>
-    </div>
   )
 }
 

@@ -2,7 +2,7 @@ import { useState } from 'preact/hooks'
 
 import type { ActivationSpectra } from '../core/protocol.ts'
 import { currentPlace } from '../place.ts'
-import { bundledText, currentSession, measureActivations, observe, open, useSession, weight } from '../session.ts'
+import { bundledText, currentSession, fetchModel, measureActivations, observe, open, useSession, weight } from '../session.ts'
 import { chosenDevice, chosenSource, titleOf } from '../ui/model.tsx'
 import { percent } from '../ui/number.ts'
 
@@ -63,6 +63,7 @@ function Show({ what, isShown, onBack, show }: RealProps & { readonly show: (tit
     try {
       const source = chosenSource(currentPlace())
       if (!(await open(source, await chosenDevice(currentPlace())))) return
+      if (!(await fetchModel())) return
       const last = (currentSession().summary?.layers.length ?? 1) - 1
       const layer = Math.min(last, Math.max(0, Math.floor(Number(currentPlace().params['layer'] ?? 0)) || 0))
       await show(`${titleOf(source)}, layer ${layer}`, layer)

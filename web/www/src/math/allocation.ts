@@ -50,6 +50,49 @@ export function cheapest(costs: readonly (readonly number[])[], steps: number): 
   return chosen
 }
 
+/** What layers cost by the steps of 10 % that go, and how much each turns the stream. */
+export interface Costs {
+  /** `rises[layer][step]` */
+  readonly rises: readonly (readonly number[])[]
+  readonly blockInfluence: readonly number[]
+}
+
+/** The cost of a choice of steps, were the layers' costs simply added. */
+export function costOf({ rises }: Costs, steps: readonly number[]): number {
+  return steps.reduce((sum, step, layer) => sum + (rises[layer]?.[step] ?? Infinity), 0)
+}
+
+/** The paper's softmax of block influence, rounded to whole steps that add up to the budget. */
+export function softmaxSteps(influences: readonly number[], budget: number, epsilon: number, most: number): number[] {
+  const shares = cappedSoftmax(influences, budget / (10 * influences.length), epsilon, most / 10)
+  const steps = shares.map((share) => Math.floor(10 * share + 1e-9))
+  const byRest = shares.map((share, layer) => [10 * share - (steps[layer] ?? 0), layer] as const).sort(([a], [b]) => b - a)
+  const missing = budget - steps.reduce((a, b) => a + b, 0)
+  for (const [, layer] of byRest.slice(0, missing)) steps[layer] = (steps[layer] ?? 0) + 1
+  return steps
+}
+
+interface Curve {
+  readonly widths: readonly number[]
+  readonly errors: readonly number[]
+}
+
+/**
+ * What a layer loses when each of its modules gives the same share, step by step up to `most`: the sum of the modules'
+ * errors, each between the two widths that it can take, by a straight line.
+ */
+export function risesOf(curves: readonly Curve[], most: number): number[] {
+  return Array.from({ length: most + 1 }, (_, step) => curves.reduce((sum, curve) => sum + errorAt(curve, 1 - step / 10), 0))
+}
+
+function errorAt({ widths, errors }: Curve, keep: number): number {
+  const width = keep * (widths.at(-1) ?? 0)
+  const next = Math.max(0, widths.findIndex((one) => one >= width))
+  const [high = width, above = 0] = [widths[next], errors[next]]
+  const [low = high, below = above] = [widths[next - 1], errors[next - 1]]
+  return high === low ? above : above + ((high - width) / (high - low)) * (below - above)
+}
+
 export function meanOf(values: readonly number[]): number {
   return values.reduce((a, b) => a + b, 0) / values.length
 }

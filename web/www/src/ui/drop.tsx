@@ -1,6 +1,7 @@
 import type { ComponentChildren } from 'preact'
 import { useRef, useState } from 'preact/hooks'
 
+import { FromServer, Arriving } from './arrival.tsx'
 import { bring } from './model.tsx'
 
 /** Takes a model's files: dropped on the page, or chosen. A folder may be dropped as well. */
@@ -42,6 +43,8 @@ export function Drop({ children, disabled }: { children: ComponentChildren; disa
           }}
         />
       </p>
+      <FromServer disabled={disabled} />
+      <Arriving />
     </div>
   )
 }

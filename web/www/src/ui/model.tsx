@@ -14,8 +14,35 @@ export function bring(files: readonly File[], name: string): void {
 export function chosenSource({ params }: Place): ModelSource {
   const model = params['model'] ?? 'opt'
   if (model === 'files' && brought !== undefined) return brought
-  const key: BundledKey = model === 'llama' ? 'llama' : 'opt'
-  return { kind: 'bundled', name: BUNDLED[key].name }
+  const base = isBundled(model) || model === 'files' ? null : folderOf(model, params['endpoint'])
+  if (base !== null) return { kind: 'remote', name: nameOf(model), base }
+  return { kind: 'bundled', name: BUNDLED[isBundled(model) ? model : 'opt'].name }
+}
+
+function isBundled(model: string): model is BundledKey {
+  return Object.hasOwn(BUNDLED, model)
+}
+
+export const HUB = 'https://huggingface.co'
+
+/** The address of a model's folder: `model` is that itself, or an id at a hub. `null` if it is neither. */
+export function folderOf(model: string, endpoint = HUB): string | null {
+  const isAddress = /^https?:\/\//.test(model)
+  if (!isAddress && !/^\w[\w.-]*(\/\w[\w.-]*)?$/.test(model)) return null
+  try {
+    const url = new URL(isAddress ? model : `${endpoint.replace(/\/+$/, '')}/${model}/resolve/main/`)
+    if (!/^https?:$/.test(url.protocol)) return null
+    url.hash = url.search = ''
+    if (!url.pathname.endsWith('/')) url.pathname += '/'
+    return url.href
+  } catch {
+    return null
+  }
+}
+
+/** The last words of an address, or the id itself. */
+function nameOf(model: string): string {
+  return model.replace(/^https?:\/\//, '').replace(/\/(resolve\/main\/?)?$/, '').split('/').slice(-2).join('/')
 }
 
 export function titleOf(source: ModelSource): string {
@@ -45,9 +72,12 @@ async function hasCard(): Promise<boolean> {
 /** Which model the page is about. */
 export function ModelPick({ disabled }: { disabled: boolean }) {
   const place = usePlace()
-  const value = brought !== undefined && place.params['model'] === 'files' ? 'files' : place.params['model'] === 'llama' ? 'llama' : 'opt'
+  const source = chosenSource(place)
   const choices: [string, string][] = Object.entries(BUNDLED).map(([key, { title }]) => [key, title])
   if (brought !== undefined) choices.push(['files', brought.name])
+  const remote = place.params['model'] ?? ''
+  if (source.kind === 'remote') choices.push([remote, source.name])
+  const value = { bundled: source.name === BUNDLED.llama.name ? 'llama' : 'opt', files: 'files', remote }[source.kind]
   const choose = (model: string) => setParams({ model: model === 'opt' ? undefined : model, layer: undefined, matrix: undefined, held: undefined })
   return <Pick label="Model" value={value} choices={choices} onChange={choose} disabled={disabled} />
 }

@@ -1,7 +1,8 @@
 /** Numbers as the page shows them. */
 
 export function percent(share: number, digits = 1): string {
-  return `${(100 * share).toFixed(digits)} %`
+  // The space does not break.
+  return `${(100 * share).toFixed(digits)}\u00a0%`
 }
 
 export function grouped(n: number): string {

@@ -3,11 +3,11 @@ import { bytes, grouped, percent, short } from './number.ts'
 
 /** What the core is doing, what went wrong, and what computes. */
 export function Status() {
-  const { work, problem, device } = useSession()
+  const { work, problem, device, arrival } = useSession()
   return (
     <div class="status">
       <div role="status" aria-live="polite">
-        {work !== null && (
+        {work !== null && arrival?.going !== true && (
           <p class="work">
             <progress aria-label={work.what} {...(work.share === null ? {} : { value: work.share })} />
             <span>

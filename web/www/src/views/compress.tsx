@@ -29,7 +29,7 @@ const SAMPLES = 64
 
 export function Compress() {
   useOpenModel(false)
-  const { summary, work, statistics, planned, result } = useSession()
+  const { summary, arrival, work, statistics, planned, result } = useSession()
   const [sparsity, setSparsity] = useNumber('sparsity', 0.3, 0, 0.7)
   const [mode, setMode] = useChoice('mode', ['best', 'paper'])
   const [allocation, setAllocation] = useChoice('allocation', ['own', 'uniform', 'paper', 'curves'])
@@ -144,7 +144,7 @@ export function Compress() {
             disabled={work !== null || heldOut !== null}
           />
           <p>
-            <button type="button" class="primary" disabled={work !== null || summary === null} onClick={() => void run()}>
+            <button type="button" class="primary" disabled={work !== null || summary === null || arrival !== null} onClick={() => void run()}>
               Compress
             </button>
           </p>

@@ -64,6 +64,11 @@ export function Explore() {
   )
 }
 
+/** A product's name may break behind its dot. */
+function breakable(name: string) {
+  return name.split('·').flatMap((part, i) => (i === 0 ? [part] : ['·', <wbr />, part]))
+}
+
 function shareOf(measure: Measure, spectra: readonly Spectrum[]): number {
   const of = (spectrum: Spectrum) => {
     const full = spectrum.singular_values.length
@@ -92,7 +97,7 @@ function ModelMap({ summary, names, measure, chosen }: MapProps) {
             <th scope="col">layer</th>
             {names.map((name) => (
               <th key={name} scope="col">
-                {name}
+                {breakable(name)}
               </th>
             ))}
             {statistics !== null && <th scope="col">influence</th>}
@@ -205,7 +210,7 @@ interface ActivationsProps {
 
 /** The same matrix, seen by the data. */
 function Activations({ layer, matrix, summary, spectrum, head, onHead }: ActivationsProps) {
-  const { statistics, activations, work } = useSession()
+  const { statistics, arrival, activations, work } = useSession()
   useEffect(() => void measureActivations(layer), [layer, statistics, work === null])
   const seen = activations[layer]
   const look = async () => {
@@ -223,7 +228,7 @@ function Activations({ layer, matrix, summary, spectrum, head, onHead }: Activat
             A weight alone does not tell what may go. Pass some text through the model, and see what its activations say of the same matrix.
           </p>
           <p>
-            <button type="button" class="primary" disabled={work !== null} onClick={() => void look()}>
+            <button type="button" class="primary" disabled={work !== null || arrival !== null} onClick={() => void look()}>
               Observe the model on a text
             </button>
           </p>
