@@ -22,6 +22,12 @@ use clap::Parser;
 
 use args::{Cli, Command};
 
+/// Activations are large and short-lived. Many a system's allocator gives each back at once, and its kernel clears the pages
+/// again for the next; this one keeps them for a second. Without huge pages (feature `no_thp`): with them a run takes 8 to
+/// 25 MiB more and is no faster.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     panics::install();

@@ -1,16 +1,16 @@
 //! Causal attention with few or many key-value heads and heads of any width.
 
 use burn::tensor::{
-    Tensor,
+    DType, Tensor, TensorData,
     activation::softmax,
     module::{attention, attention_fallback},
     ops::AttentionModuleOptions,
 };
 use modegpt_architecture::{Linear as LinearWeights, ModelConfig, Weight};
 
-use crate::{Compute, KvCache, Point, Probe, linear::Linear, rope::RotaryTables};
+use crate::{Compute, KvCache, Point, Probe, host, linear::Linear, rope::RotaryTables};
 
-/// Queries that attend at once on the host. Of 1024 tokens of SmolLM2-135M, 256 took 99 ms of processor time where all at
+/// Queries that attend at once on the host where gradients are recorded. Of 1024 tokens of SmolLM2-135M, 256 took 99 ms of processor time where all at
 /// once took 135, of 2048 tokens 178 instead of 237; blocks of 128, 384 and 512 were no better on both.
 const QUERY_BLOCK: usize = 256;
 
@@ -70,29 +70,69 @@ impl Attention {
         compute: &Compute,
         probe: &mut dyn Probe,
     ) -> Tensor<2> {
+        let x_rows = x.dims()[0];
         let x = probe.pass(Point::AttentionInput, x);
         let query = probe.pass(Point::Query, self.query.forward(x.clone()));
         let key = probe.pass(Point::Key, self.key.forward(x.clone()));
         let value = probe.pass(Point::Value, self.value.forward(x));
 
-        let mut query = split_heads(query, batch, self.n_heads);
-        let mut key = split_heads(key, batch, self.n_kv_heads);
-        let mut value = split_heads(value, batch, self.n_kv_heads);
-        if let Some(tables) = rotary {
-            query = tables.rotate_query(query);
-            key = tables.rotate_key(key);
-        }
-        if let Some(cache) = cache {
-            (key, value) = cache.extend(key, value);
-        }
-        let heads = self.attend(query, key, value, compute);
-        let heads = probe.pass(Point::Attention, join_heads(heads));
+        // Many tokens come alone or first: there is nothing in the cache that they could see.
+        let is_text = x_rows > batch && cache.as_ref().is_none_or(|cache| cache.is_empty());
+        let heads = if is_text && [&query, &key, &value].iter().all(|x| host::takes(x, compute)) {
+            self.attend_on_host(query, key, value, batch, rotary, cache)
+        } else {
+            let mut query = split_heads(query, batch, self.n_heads);
+            let mut key = split_heads(key, batch, self.n_kv_heads);
+            let mut value = split_heads(value, batch, self.n_kv_heads);
+            if let Some(tables) = rotary {
+                query = tables.rotate(query);
+                key = tables.rotate(key);
+            }
+            if let Some(cache) = cache {
+                (key, value) = cache.extend(key, value);
+            }
+            join_heads(self.attend(query, key, value, compute))
+        };
+        let heads = probe.pass(Point::Attention, heads);
         let heads = match &self.value_bias {
             Some(bias) => heads + bias.clone(),
             None => heads,
         };
         let heads = probe.pass(Point::OutputInput, heads);
         probe.pass(Point::Output, self.output.forward(heads))
+    }
+
+    /// Rows in, `[rows, heads * width]`, and rows out, `[rows, n_heads * d_v]`.
+    fn attend_on_host(
+        &self,
+        query: Tensor<2>,
+        key: Tensor<2>,
+        value: Tensor<2>,
+        batch: usize,
+        rotary: Option<&RotaryTables>,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<2> {
+        let [rows, width] = [query.dims()[0], value.dims()[1] / self.n_kv_heads * self.n_heads];
+        let rotate = |x: Tensor<2>, n_heads| match rotary {
+            Some(tables) => tables.rotate_rows(x, n_heads),
+            None => x,
+        };
+        let (query, key) = (rotate(query, self.n_heads), rotate(key, self.n_kv_heads));
+        if let Some(cache) = cache {
+            let split = |x: &Tensor<2>| split_heads(x.clone(), batch, self.n_kv_heads);
+            cache.extend(split(&key), split(&value));
+        }
+        let device = query.device();
+        let [query, key, value] = [query, key, value].map(Tensor::into_data);
+        let layout = host::Layout {
+            batch,
+            tokens: rows / batch,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            scale: self.scale as f32,
+        };
+        let out = host::attend(host::values(&query), host::values(&key), host::values(&value), layout);
+        Tensor::from_data(TensorData::new(out, [rows, width]), (&device, DType::F32))
     }
 
     /// Keys and values of the kv heads in, `[batch, n_heads, queries, d_v]` out. The last query sees every key.

@@ -9,7 +9,9 @@ use modegpt_architecture::{
 };
 
 use crate::probe::{Closed, Keep};
-use crate::{Compute, KvCache, Point, Probe, attention::Attention, linear::Linear, norm::Norm, rope::RotaryTables};
+use crate::{
+    Compute, KvCache, Point, Probe, attention::Attention, host, linear::Linear, norm::Norm, rope::RotaryTables,
+};
 
 /// A decoder block on the device. Its widths are those of its weights.
 #[derive(Clone, Debug)]
@@ -97,7 +99,7 @@ impl Block {
         let x = self.around(x, &self.attention_norm, |x| {
             self.attention.forward(x, batch, rotary.as_ref(), cache, &self.compute, probe)
         });
-        let x = self.around(x, &self.mlp_norm, |x| self.mlp.forward(x, probe));
+        let x = self.around(x, &self.mlp_norm, |x| self.mlp.forward(x, &self.compute, probe));
         x.reshape([batch, tokens, d_model])
     }
 
@@ -135,17 +137,30 @@ impl Mlp {
         }
     }
 
-    fn forward(&self, x: Tensor<2>, probe: &mut dyn Probe) -> Tensor<2> {
+    fn forward(&self, x: Tensor<2>, compute: &Compute, probe: &mut dyn Probe) -> Tensor<2> {
         let x = probe.pass(Point::MlpInput, x);
-        let hidden = match &self.gate {
-            Some(gate) => {
-                let gate = probe.pass(Point::Gate, gate.forward(x.clone()));
-                self.activate(gate) * probe.pass(Point::Up, self.up.forward(x))
-            }
-            None => self.activate(probe.pass(Point::Up, self.up.forward(x))),
-        };
-        let hidden = probe.pass(Point::Hidden, hidden);
+        let gate = self.gate.as_ref().map(|gate| probe.pass(Point::Gate, gate.forward(x.clone())));
+        let up = probe.pass(Point::Up, self.up.forward(x));
+        let hidden = probe.pass(Point::Hidden, self.hidden(gate, up, compute));
         probe.pass(Point::Down, self.down.forward(hidden))
+    }
+
+    fn hidden(&self, gate: Option<Tensor<2>>, up: Tensor<2>, compute: &Compute) -> Tensor<2> {
+        let kernel = match self.activation {
+            Activation::GeluTanh => Some(host::Gate::GeluTanh),
+            Activation::Silu => Some(host::Gate::Silu),
+            Activation::Relu | Activation::Gelu => None,
+        };
+        let on_host = host::takes(&up, compute) && gate.as_ref().is_none_or(|gate| host::takes(gate, compute));
+        match (kernel.filter(|_| on_host), gate) {
+            (Some(kernel), Some(gate)) => {
+                let up = up.into_data();
+                host::change(gate, |gate| host::activate(gate, Some(host::values(&up)), kernel))
+            }
+            (Some(kernel), None) => host::change(up, |up| host::activate(up, None, kernel)),
+            (None, Some(gate)) => self.activate(gate) * up,
+            (None, None) => self.activate(up),
+        }
     }
 
     fn activate(&self, x: Tensor<2>) -> Tensor<2> {

@@ -2,8 +2,9 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 use modegpt_architecture::{ModelConfig, WeightProvider};
+use rayon::prelude::*;
 
-use crate::{Compute, ComputeError, linear::Linear, norm::Norm};
+use crate::{Compute, ComputeError, host, linear::Linear, norm::Norm};
 
 mod comparison;
 
@@ -206,9 +207,23 @@ async fn partial_scores(
     range: &std::ops::Range<usize>,
     compute: &Compute,
 ) -> Result<Vec<Running>, ComputeError> {
+    if host::takes(&logits, compute) {
+        return Ok(partial_scores_on_host(logits, targets, range));
+    }
     let columns = score_columns(&logits, targets, range, compute);
     let rows = compute.read(Tensor::cat(columns.to_vec(), 1)).await?;
     Ok(rows.chunks_exact(3).zip(targets).map(|(row, target)| Running::new(row, *target, range)).collect())
+}
+
+fn partial_scores_on_host(logits: Tensor<2>, targets: &[u32], range: &std::ops::Range<usize>) -> Vec<Running> {
+    let logits = logits.into_data();
+    let rows = host::values(&logits).par_chunks_exact(range.len()).zip(targets);
+    let score = |(row, target): (&[f32], &u32)| {
+        let (max, sum) = host::log_sum_parts(row);
+        let target = range.contains(&(*target as usize)).then(|| f64::from(row[*target as usize - range.start]));
+        Running { max: f64::from(max), sum, target }
+    };
+    rows.map(score).collect()
 }
 
 /// Of every row its maximum, `Σ exp(logit - maximum)` and the logit of its target, `[rows, 1]` each.
@@ -227,4 +242,29 @@ fn score_columns(
     let max = logits.clone().max_dim(1);
     let sum = (logits.clone() - max.clone()).exp().sum_dim(1);
     [max, sum, target]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Targets within the part and elsewhere, at both ends, and logits of every size.
+    #[test]
+    fn the_host_scores_as_is_spelt_out() {
+        let compute = Compute::host();
+        for width in [1, 15, 70, 3000] {
+            let (range, targets) = (100..100 + width, [0, 99, 100, 100 + width as u32 - 1, 100 + width as u32, 7000]);
+            let values = (0..targets.len() * width).map(|at| 20.0 * (0.731 * at as f32).sin()).collect();
+            let logits = compute.tensor(values, [targets.len(), width]);
+            let columns = score_columns(&logits, &targets, &range, &compute);
+            let columns = Tensor::cat(columns.to_vec(), 1).into_data();
+            let found = partial_scores_on_host(logits, &targets, &range);
+            for ((found, row), target) in found.iter().zip(host::values(&columns).chunks_exact(3)).zip(targets) {
+                let expected = Running::new(row, target, &range);
+                assert_eq!((found.max.to_bits(), found.target), (expected.max.to_bits(), expected.target));
+                let difference = (found.sum / expected.sum - 1.0).abs();
+                assert!(difference <= 1e-6, "{width} logits, target {target}: {difference:e}");
+            }
+        }
+    }
 }

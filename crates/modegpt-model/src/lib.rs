@@ -11,7 +11,8 @@
 //! [`Block::observe`] returns, beside its output, the activations that calibration looks at: no hooks, only values.
 //! [`Block::probe`] lets a [`Probe`] see everything, and change it on its way, as gradients need.
 //!
-//! All arithmetic is f32. On graphics cards attention is built from plain products and a softmax, since fused kernels
+//! All arithmetic is f32. On the host, kernels of this crate stand in for what burn computes in many passes, unless
+//! gradients are recorded. On graphics cards attention is built from plain products and a softmax, since fused kernels
 //! round their operands to half precision; see [`Compute`].
 
 mod attention;
@@ -21,6 +22,7 @@ mod compute;
 mod decoder;
 mod embedding;
 mod head;
+mod host;
 mod linear;
 mod norm;
 mod probe;

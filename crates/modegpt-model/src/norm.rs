@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use modegpt_architecture::{ModelConfig, Norm as NormKind, NormWeights};
 
-use crate::Compute;
+use crate::{Compute, host};
 
 /// ```text
 /// LayerNorm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias
@@ -16,6 +16,7 @@ pub(crate) struct Norm {
     weight: Option<Tensor<2>>,
     /// `[1, d_model]`
     bias: Option<Tensor<2>>,
+    compute: Compute,
 }
 
 impl Norm {
@@ -26,11 +27,21 @@ impl Norm {
                 compute.tensor(values, [1, width])
             })
         };
-        Self { kind: config.norm, weight: row(weights.weight), bias: row(weights.bias) }
+        Self { kind: config.norm, weight: row(weights.weight), bias: row(weights.bias), compute: compute.clone() }
     }
 
     /// `x: [rows, d_model]`, same shape out.
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        if !host::takes(&x, &self.compute) {
+            return self.spelt_out(x);
+        }
+        let width = x.dims()[1];
+        let [weight, bias] = [&self.weight, &self.bias].map(|row| row.as_ref().map(|row| row.clone().into_data()));
+        let [weight, bias] = [&weight, &bias].map(|row| row.as_ref().map(host::values));
+        host::change(x, |x| host::normalise(x, width, self.kind, weight, bias))
+    }
+
+    fn spelt_out(&self, x: Tensor<2>) -> Tensor<2> {
         let y = match self.kind {
             NormKind::Layer { eps } => {
                 let centred = x.clone() - x.mean_dim(1);
@@ -49,6 +60,32 @@ impl Norm {
         match &self.bias {
             Some(bias) => y + bias.clone(),
             None => y,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Around the number of lanes and of rows that are taken at once, rows far from zero, and one that is all zero.
+    #[test]
+    fn the_hosts_kernel_is_the_formula() {
+        let compute = Compute::host();
+        for kind in [NormKind::Layer { eps: 1e-5 }, NormKind::Rms { eps: 1e-6 }] {
+            for (rows, width) in [(1, 1), (2, 15), (31, 16), (33, 17), (100, 70)] {
+                let value = |at: usize| if at < width { 0.0 } else { (0.731 * at as f32).sin() + 0.5 };
+                let x = compute.tensor((0..rows * width).map(value).collect(), [rows, width]);
+                let row =
+                    |shift: f32| compute.tensor((0..width).map(|at| shift + 0.01 * at as f32).collect(), [1, width]);
+                for (weight, bias) in [(None, None), (Some(row(0.7)), None), (Some(row(0.7)), Some(row(-0.2)))] {
+                    let norm = Norm { kind, weight, bias, compute: compute.clone() };
+                    let (found, expected) = (norm.forward(x.clone()), norm.spelt_out(x.clone()));
+                    assert_eq!(found.dims(), [rows, width]);
+                    let difference = (found - expected).abs().max().into_scalar::<f32>();
+                    assert!(difference <= 2e-6, "{kind:?}, {rows} rows of {width}: {difference:e}");
+                }
+            }
         }
     }
 }
