@@ -15,6 +15,7 @@ mod folder;
 mod grid;
 mod method;
 mod report;
+mod surveys;
 
 use std::path::Path;
 

@@ -104,15 +104,17 @@ impl CompareRun<'_> {
         folder: &CompareFolder,
     ) -> Result<Found, CompareError> {
         let target = if self.keep { folder.model(&asked.note) } else { folder.work().join("model") };
+        let (surveys, survey_secs) = self.survey(asked, statistics, drawn.0, folder)?;
         let options = CompressionOptions {
             statistics: Some(statistics.clone()),
             held_out: asked.held_out(self).cloned(),
+            surveys: Some(surveys),
             existing: Existing::Replace,
             ..CompressionOptions::new(PlanSource::Make(asked.request))
         };
         let begin = (self.clock)();
         let result = compress(&self.calibration_run(drawn.0, &[asked]), &options, &target).await?;
-        let secs = (self.clock)() - begin;
+        let secs = survey_secs + (self.clock)() - begin;
         let small = Model::open(Arc::new(FolderSource::new(&target)))?;
         let (scores, incurred) = self.scores(&small).await?;
         let measured = self.measure(&small, scores).await?;
