@@ -4,7 +4,6 @@ mod random;
 
 use std::collections::BTreeMap;
 
-use modegpt_linalg::Gram;
 use modegpt_statistics::{Error, GradientsHeader, LINEARS, Labels, LayerGradients, RowFisher};
 use random::Random;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
