@@ -1,6 +1,7 @@
 //! What the suites share: the data folder, and short ways to open and run models.
 
 mod factorised;
+pub mod prototype;
 mod replaced;
 
 use std::path::PathBuf;

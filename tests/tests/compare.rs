@@ -14,12 +14,14 @@ use modegpt::text_tools::{Corpus, Strategy};
 use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model, Reporter};
 use modegpt_tests::{open, read_text};
 
-/// Keeps what was computed, cell by cell.
+/// Keeps what was computed, cell by cell, and counts surveys.
 #[derive(Default)]
-struct Cells(RefCell<Vec<String>>);
+struct Cells(RefCell<Vec<String>>, Cell<usize>);
 
 impl Reporter for Cells {
-    fn begin(&self, _stage: &str, _total: u64) {}
+    fn begin(&self, stage: &str, _total: u64) {
+        self.1.set(self.1.get() + usize::from(stage == "survey"));
+    }
     fn advance(&self, _done: u64) {}
     fn end(&self) {}
     fn note(&self, remark: &str) {
@@ -33,6 +35,7 @@ impl Reporter for Cells {
 struct Request {
     model: Model,
     methods: Vec<&'static str>,
+    sparsities: Vec<f64>,
     seeds: Vec<u64>,
     n_samples: usize,
     max_windows: usize,
@@ -45,6 +48,7 @@ impl Request {
         Self {
             model: open("stories260k"),
             methods: vec!["paper", "best"],
+            sparsities: vec![0.3],
             seeds: vec![0, 1],
             n_samples: 16,
             max_windows: 3,
@@ -55,6 +59,10 @@ impl Request {
 
     /// The report, and the cells that were computed for it.
     fn run(&self, target: &Path) -> Result<(CompareReport, Vec<String>), CompareError> {
+        self.run_and_count_surveys(target).map(|(report, cells, _)| (report, cells))
+    }
+
+    fn run_and_count_surveys(&self, target: &Path) -> Result<(CompareReport, Vec<String>, usize), CompareError> {
         let text = |file: &str, n: usize| -> Vec<Corpus> {
             let text: String = read_text(file).chars().take(n).collect();
             vec![Corpus::from_plain(file, &text).expect("stories")]
@@ -76,7 +84,7 @@ impl Request {
             model: &self.model,
             model_name: "stories260k",
             methods: &methods,
-            sparsities: &[0.3],
+            sparsities: &self.sparsities,
             draws: &draws,
             calibration_texts: vec!["train.txt".to_owned()],
             texts: &texts,
@@ -109,7 +117,7 @@ impl Request {
             reporter: &cells,
         };
         let report = pollster::block_on(compare(&run, target))?;
-        Ok((report, cells.0.into_inner()))
+        Ok((report, cells.0.into_inner(), cells.1.get()))
     }
 }
 
@@ -204,6 +212,29 @@ fn check_report(report: &CompareReport) {
     assert_eq!(report.curves.iter().map(|curves| curves.method.as_str()).collect::<Vec<_>>(), ["best"]);
     assert_eq!(report.protocol.calibration.draws.len(), 2);
     assert_ne!(report.cells[0].measured.texts[0], report.cells[2].measured.texts[0], "seeds draw different samples");
+}
+
+/// What layers lose at every width does not depend on how much is removed.
+#[test]
+fn every_size_of_a_method_shares_one_survey() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let request = |sparsities: &[f64]| Request {
+        methods: vec!["best", "best-prefix", "best-fisher", "svd-llm-curves"],
+        sparsities: sparsities.to_vec(),
+        seeds: vec![0],
+        ..Request::new()
+    };
+    let together = folder.path().join("together");
+    let (report, _, n_surveys) = request(&[0.2, 0.3]).run_and_count_surveys(&together).expect("a report");
+    // One without gradients, one with them, one of the maps by themselves.
+    assert_eq!((report.cells.len(), n_surveys), (8, 3));
+    let (alone, _, n_surveys) = request(&[0.3]).run_and_count_surveys(&folder.path().join("alone")).expect("a report");
+    assert_eq!(n_surveys, 3);
+    assert_eq!(perplexities(&report)[4..], perplexities(&alone));
+    // Each look at the clock takes a second: a survey two, which all cells have that would need it by themselves.
+    let secs: Vec<f64> = report.cells.iter().map(|cell| cell.secs).collect();
+    assert_eq!(secs[..4], secs[4..], "{secs:?}");
+    assert!(secs[2] > secs[0], "with gradients two plans are made: {secs:?}");
 }
 
 #[test]

@@ -75,9 +75,9 @@ fn growth(name: &str, small: &Model, model: &Model) -> f64 {
     growth
 }
 
-/// One sample of 64 tokens for 384 and 172 hidden units. What it does not tell stays as it was. Measured at 10 %, perplexity
-/// against that of the dense model with 64 and with 16384 tokens: opt-tiny-stories 1.02 and 1.01 by the paper, 1.01 and 1.00
-/// in mode best; stories260k 2.54 and 1.32 by the paper, 1.87 and 1.19 in mode best.
+/// One sample of 64 tokens for 384 and 172 hidden units. What it does not tell stays as it was, and nothing needs more ridge
+/// than is added. Measured at 10 %, perplexity against that of the dense model with 64 and with 8192 tokens: opt-tiny-stories
+/// 1.02 and 1.01 by the paper, 1.01 and 1.00 in mode best; stories260k 1.74 and 1.33 by the paper, 1.87 and 1.20 in mode best.
 #[test]
 fn fewer_tokens_than_hidden_units_leave_a_sane_model() {
     for name in MODELS {
@@ -86,7 +86,7 @@ fn fewer_tokens_than_hidden_units_leave_a_sane_model() {
         for way in WAYS {
             let of = |label: &str, calibration| {
                 let (small, report) = shrink(&model, calibration, way, 0.1);
-                println!("  {} fallbacks", report.fallbacks);
+                assert_eq!(report.fallbacks, 0, "{name}, {way:?}, {label}");
                 growth(&format!("{name}, {way:?}, {label}"), &small.model, &model)
             };
             let (few, plenty) = (of("64 tokens", &few), of("plenty", &plenty));

@@ -9,8 +9,8 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use modegpt::architecture::{LayerWeights, Linear, ModelConfig, NormPlacement, WeightProvider};
 use modegpt::gradient::{
-    GradientError, GradientOptions, Labels, LayerGradients, Loss, RowFisher, Samples, Tape, collect_gradients, forward,
-    loss_gradient,
+    GradientError, GradientOptions, Labels, LayerGradients, Loss, MAPS, RowFisher, Samples, Tape, collect_gradients,
+    forward, loss_gradient,
 };
 use modegpt::linalg::Gram;
 use modegpt::model_runtime::{Block, Compute, Embedder, Head, Point, Probe};
@@ -275,15 +275,6 @@ fn gains(queries: &[f32], gradients: &[f32], config: &ModelConfig) -> Vec<f32> {
 
 #[test]
 fn row_fisher_equals_its_definition() {
-    let maps = [
-        ("query", Point::AttentionInput, Point::Query),
-        ("key", Point::AttentionInput, Point::Key),
-        ("value", Point::AttentionInput, Point::Value),
-        ("output", Point::OutputInput, Point::Output),
-        ("gate", Point::MlpInput, Point::Gate),
-        ("up", Point::MlpInput, Point::Up),
-        ("down", Point::Hidden, Point::Down),
-    ];
     for name in MODELS {
         let model = open(name);
         let text = stories(&model, 2, 24);
@@ -292,7 +283,7 @@ fn row_fisher_equals_its_definition() {
             let options = GradientOptions { row_fisher: Some(kind), ..NEXT };
             let found = collect_on(&Compute::host(), &model.checkpoint, &text, None, options, 2).expect("gradients");
             for (found, points) in found.layers.iter().zip(&expected.layers) {
-                for (map, before, after) in maps {
+                for (map, before, after) in MAPS {
                     let Some((_, delta)) = points.get(&after) else {
                         assert!(!found.row_fisher.contains_key(map));
                         continue;

@@ -109,6 +109,8 @@ pub(crate) struct TargetArgs {
     pub(crate) ridge: f64,
 
     /// Ridge of the least squares that refit the down matrix, relative to the mean diagonal
+    ///
+    /// At least 1e-5 where fewer tokens were seen than hidden units are kept: the rest would be decided by rounding errors.
     #[arg(long, value_name = "R", default_value_t = 1e-8, allow_negative_numbers = true)]
     pub(crate) refit_ridge: f64,
 }

@@ -77,6 +77,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
         strict: args.strict,
         statistics: args.statistics.as_ref().map(StatisticsFolder::new),
         held_out: None,
+        surveys: None,
         existing: inputs::existing(args.existing.force, args.existing.resume),
     };
     check_gradient_options(args, &options)?;

@@ -1,7 +1,7 @@
 //! How far the predictions of one model are from those of another, with one layer of each in memory.
 
 use modegpt_architecture::WeightProvider;
-use modegpt_model::{Compute, ComputeError, Head, HeadInput, ResidualStream, compare_heads};
+use modegpt_model::{Compute, ComputeError, Head, HeadInput, ResidualStream, StoreError, compare_heads};
 
 use crate::layers::{layer_share, run_layer};
 use crate::multiple_choice::HEAD_ROWS;
@@ -59,8 +59,24 @@ impl Divergence {
     }
 }
 
-/// Compares `other` with `reference` at every token that the windows score. `progress` is told the share of the work that
-/// is done, in `[0, 1]`.
+/// Keeps the residual streams of a reference, so that it passes the same windows once, however many models are compared
+/// with it.
+pub trait KeptStreams {
+    /// The stream behind `layer` of a group of windows, `n_elements` numbers; `None` if it was not kept.
+    ///
+    /// # Errors
+    /// Whatever the storage gives.
+    fn load(&self, group: usize, layer: usize, n_elements: usize) -> Result<Option<Vec<f32>>, StoreError>;
+
+    /// Keeps such a stream, if there is room for it.
+    ///
+    /// # Errors
+    /// Whatever the storage gives.
+    fn keep(&self, group: usize, layer: usize, stream: &[f32]) -> Result<(), StoreError>;
+}
+
+/// Compares `other` with `reference` at every token that the windows score. What `kept` has of the reference's streams, which
+/// must be of the same windows, is not computed again. `progress` is told the share of the work that is done, in `[0, 1]`.
 ///
 /// # Errors
 /// As [`score_windows`](crate::score_windows), of either model.
@@ -72,6 +88,7 @@ pub async fn compare_windows(
     other: &dyn WeightProvider,
     windows: &[Window<'_>],
     options: ScoringOptions,
+    kept: Option<&dyn KeptStreams>,
     compute: &Compute,
     mut progress: impl FnMut(f64),
 ) -> Result<Divergence, ComputeError> {
@@ -84,7 +101,8 @@ pub async fn compare_windows(
     for (group_idx, windows_in_group) in windows.chunks(group).enumerate() {
         let (done, share) = (group_idx * group, windows_in_group.len() as f64);
         let report = |part: f64| progress((done as f64 + share * part) / windows.len() as f64);
-        compare_group([reference, other], windows_in_group, options.batch, compute, &mut divergence, report).await?;
+        let group = Group { windows: windows_in_group, batch: options.batch, index: group_idx, kept };
+        compare_group([reference, other], group, compute, &mut divergence, report).await?;
     }
     let sums = [divergence.kl_sum, divergence.reference.nll_sum, divergence.other.nll_sum];
     if sums.iter().any(|sum| !sum.is_finite()) {
@@ -93,10 +111,19 @@ pub async fn compare_windows(
     Ok(divergence)
 }
 
+/// Windows whose streams are in memory together.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    windows: &'a [Window<'a>],
+    /// Of them pass a block together.
+    batch: usize,
+    index: usize,
+    kept: Option<&'a dyn KeptStreams>,
+}
+
 async fn compare_group(
     [reference, other]: [&dyn WeightProvider; 2],
-    windows: &[Window<'_>],
-    batch: usize,
+    group: Group<'_>,
     compute: &Compute,
     divergence: &mut Divergence,
     mut progress: impl FnMut(f64),
@@ -104,8 +131,8 @@ async fn compare_group(
     // Both models' blocks, and then both heads; the reference is rarely the smaller one.
     let layers = layer_share(reference) / 2.0;
     let streams =
-        run_both([reference, other], windows, batch, compute, divergence, |share| progress(2.0 * share * layers))
-            .await?;
+        run_both([reference, other], group, compute, divergence, |share| progress(2.0 * share * layers)).await?;
+    let windows = group.windows;
     let [of_reference, of_other] = [predecessors(&streams[0], windows)?, predecessors(&streams[1], windows)?];
     drop(streams);
     let targets: Vec<&[u32]> =
@@ -133,12 +160,12 @@ async fn compare_group(
 /// behind each.
 async fn run_both(
     models: [&dyn WeightProvider; 2],
-    windows: &[Window<'_>],
-    batch: usize,
+    group: Group<'_>,
     compute: &Compute,
     divergence: &mut Divergence,
     mut progress: impl FnMut(f64),
 ) -> Result<[ResidualStream<'static>; 2], ComputeError> {
+    let Group { windows, batch, .. } = group;
     let configs = models.map(WeightProvider::config);
     let n_layers = configs.map(|config| config.layers.len());
     let alike = n_layers[0] == n_layers[1] && configs[0].d_model == configs[1].d_model;
@@ -153,11 +180,18 @@ async fn run_both(
     let mut done = 0;
     for layer in 0..n_layers[0].max(n_layers[1]) {
         for (model, stream) in streams.iter_mut().enumerate().filter(|(model, _)| layer < n_layers[*model]) {
-            run_layer(models[model], layer, std::slice::from_mut(stream), compute, || {
+            let mut tick = || {
                 done += 1;
                 progress(f64::from(done) / work);
-            })
-            .await?;
+            };
+            if model == 0 && group.load(layer, stream)? {
+                stream.batches().iter().for_each(|_| tick());
+                continue;
+            }
+            run_layer(models[model], layer, std::slice::from_mut(stream), compute, tick).await?;
+            if model == 0 {
+                group.keep(layer, stream)?;
+            }
         }
         if let Some(error) = divergence.layers.get_mut(layer) {
             for samples in streams[0].batches() {
@@ -166,6 +200,23 @@ async fn run_both(
         }
     }
     Ok(streams)
+}
+
+impl Group<'_> {
+    /// Reads the stream behind `layer`, if it is kept.
+    fn load(&self, layer: usize, stream: &mut ResidualStream<'_>) -> Result<bool, ComputeError> {
+        let Some(kept) = self.kept else { return Ok(false) };
+        let all = 0..self.windows.len();
+        let n_elements = stream.shape(&all).iter().product();
+        let Some(values) = kept.load(self.index, layer, n_elements)? else { return Ok(false) };
+        stream.store(&all, &values)?;
+        Ok(true)
+    }
+
+    fn keep(&self, layer: usize, stream: &ResidualStream<'_>) -> Result<(), ComputeError> {
+        let Some(kept) = self.kept else { return Ok(()) };
+        Ok(kept.keep(self.index, layer, &stream.load(&(0..self.windows.len()))?)?)
+    }
 }
 
 /// The residual stream at the predecessors of all targets: at most [`HEAD_ROWS`] rows a batch.

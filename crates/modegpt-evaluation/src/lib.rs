@@ -13,7 +13,7 @@ mod sampler;
 #[cfg(test)]
 mod testing;
 
-pub use divergence::{Divergence, StreamError, compare_windows};
+pub use divergence::{Divergence, KeptStreams, StreamError, compare_windows};
 pub use generate::{Stop, generate};
 pub use multiple_choice::{Continuation, ContinuationOptions, Likelihood, score_continuations};
 pub use perplexity::{Score, ScoringOptions, Window, score_end, score_windows};

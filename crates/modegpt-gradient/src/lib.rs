@@ -34,6 +34,7 @@ pub use error::GradientError;
 pub use forward::forward;
 pub use loss::{Loss, loss_elements, loss_gradient};
 pub use modegpt_statistics::{Labels, LayerGradients, RowFisher};
+pub use row_fisher::MAPS;
 pub use tape::{Samples, Tape};
 
 /// What [`collect_gradients`] is doing.

@@ -8,8 +8,8 @@ use modegpt_statistics::RowFisher;
 
 use crate::leaves::Seen;
 
-/// Every linear map with the points before and after it.
-const MAPS: [(&str, Point, Point); 7] = [
+/// Every linear map by its name, with the points before and after it.
+pub const MAPS: [(&str, Point, Point); 7] = [
     ("query", Point::AttentionInput, Point::Query),
     ("key", Point::AttentionInput, Point::Key),
     ("value", Point::AttentionInput, Point::Value),

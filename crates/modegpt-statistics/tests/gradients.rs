@@ -1,35 +1,14 @@
 //! Laws of gradients as values: they merge in order and come back from bytes unchanged or not at all.
 
+mod random;
+
 use std::collections::BTreeMap;
 
-use modegpt_linalg::Gram;
 use modegpt_statistics::{Error, GradientsHeader, LINEARS, Labels, LayerGradients, RowFisher};
+use random::Random;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-/// Numbers in `[0, 1)`, the same everywhere (`SplitMix64`).
-struct Random(u64);
-
 impl Random {
-    fn vector(&mut self, len: usize) -> Vec<f64> {
-        (0..len).map(|_| self.uniform()).collect()
-    }
-
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((bits ^ (bits >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn gram(&mut self, dim: usize) -> Gram {
-        Gram::from_packed_lower(dim, self.vector(dim * (dim + 1) / 2)).expect("a whole triangle")
-    }
-
-    fn grams(&mut self, n: usize, dim: usize) -> Vec<Gram> {
-        (0..n).map(|_| self.gram(dim)).collect()
-    }
-
     /// Of a rotary model with a gated MLP.
     fn gradients(&mut self) -> LayerGradients {
         let widths = LINEARS.map(|name| match name {

@@ -1,35 +1,15 @@
 //! Laws of statistics: they merge in order, bit for bit, and come back from bytes unchanged or not at all.
 
+mod random;
+
 use modegpt_linalg::Gram;
 use modegpt_statistics::{Error, InputGrams, LayerStatistics, StatisticsHeader};
+use random::Random;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 const HEADS: (usize, usize) = (4, 2);
 
-/// Numbers in `[0, 1)`, the same everywhere (`SplitMix64`).
-struct Random(u64);
-
 impl Random {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((bits ^ (bits >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn vector(&mut self, len: usize) -> Vec<f64> {
-        (0..len).map(|_| self.uniform()).collect()
-    }
-
-    fn gram(&mut self, dim: usize) -> Gram {
-        Gram::from_packed_lower(dim, self.vector(dim * (dim + 1) / 2)).expect("a whole triangle")
-    }
-
-    fn grams(&mut self, n: usize, dim: usize) -> Vec<Gram> {
-        (0..n).map(|_| self.gram(dim)).collect()
-    }
-
     fn statistics(&mut self, d_ff: usize, d_qk: usize, d_v: usize) -> LayerStatistics {
         LayerStatistics {
             n_tokens: 1 + (self.uniform() * 1e6) as u64,

@@ -1,6 +1,6 @@
 //! Perplexity of a model on a text, alone or beside another model.
 
-use modegpt_evaluation::{Score, ScoringOptions, StreamError, Window, compare_windows, score_windows};
+use modegpt_evaluation::{KeptStreams, Score, ScoringOptions, StreamError, Window, compare_windows, score_windows};
 use modegpt_model::{Compute, ComputeError};
 use modegpt_text::{Corpus, EvaluationWindows, TextError, evaluation_windows, token_hash};
 use serde::Serialize;
@@ -105,6 +105,19 @@ pub async fn evaluate_against(
     compute: &Compute,
     reporter: &dyn Reporter,
 ) -> Result<(Evaluation, Comparison), EvaluationError> {
+    evaluate_against_kept(model, dense, corpora, options, None, compute, reporter).await
+}
+
+/// As [`evaluate_against`], without computing again what is kept of the streams of `dense` on these texts.
+pub(crate) async fn evaluate_against_kept(
+    model: &Model,
+    dense: &Model,
+    corpora: &[Corpus],
+    options: EvaluationOptions,
+    kept: Option<&dyn KeptStreams>,
+    compute: &Compute,
+    reporter: &dyn Reporter,
+) -> Result<(Evaluation, Comparison), EvaluationError> {
     let (vocab, dense_vocab) = (model.config().vocab, dense.config().vocab);
     if vocab != dense_vocab {
         let what = format!("the vocabularies have {vocab} and {dense_vocab} tokens");
@@ -118,7 +131,8 @@ pub async fn evaluate_against(
     let progress = |share| reporter.advance((share * work) as u64);
     reporter.begin("compare", work as u64);
     let models = (&dense.checkpoint, &model.checkpoint);
-    let found = compare_windows(models.0, models.1, &scored(&windows), options.scoring(), compute, progress).await;
+    let found =
+        compare_windows(models.0, models.1, &scored(&windows), options.scoring(), kept, compute, progress).await;
     reporter.end();
     let found = found?;
     let comparison = Comparison {

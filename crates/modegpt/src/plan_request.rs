@@ -85,7 +85,7 @@ impl PlanRequest {
         self.allocation == AllocationChoice::ErrorCurves || self.methods.weigh_errors()
     }
 
-    fn rounding(&self, config: &ModelConfig) -> Rounding {
+    pub(crate) fn rounding(&self, config: &ModelConfig) -> Rounding {
         self.rounding.unwrap_or_else(|| Rounding::default_for(config))
     }
 
@@ -128,6 +128,12 @@ impl PlanRequest {
         }
         let without = Self { unit: ErrorUnit::ResidualEnergy, ..*self };
         if self.unit == ErrorUnit::Nats { vec![*self, without] } else { vec![*self] }
+    }
+
+    /// The requests whose plans are made: with samples to try them on, also the [alternatives](Self::alternatives).
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn tried(&self, has_held_out: bool) -> Vec<Self> {
+        if has_held_out { self.alternatives() } else { vec![*self] }
     }
 
     /// The widths that errors of a layer are asked for.

@@ -179,11 +179,12 @@ fn refit(
     let place = PLACE.of(layer);
     let statistics = layer.statistics;
     let (gram, bias) = (&statistics.mlp, &layer.weights.down.bias);
+    let ridge = ridges.refit_of(kept.len(), statistics.n_tokens);
     let Some(old) = bias.as_ref().filter(|_| refits_bias(layer, methods)) else {
-        let refitted = nystrom(gram, kept, down, ridges.refit).map_err(|error| place.numerics(error))?;
+        let refitted = nystrom(gram, kept, down, ridge).map_err(|error| place.numerics(error))?;
         return Ok((refitted, bias.clone()));
     };
-    let (refitted, shift) = nystrom_affine(gram, &statistics.mlp_sum, statistics.n_tokens, kept, down, ridges.refit)
+    let (refitted, shift) = nystrom_affine(gram, &statistics.mlp_sum, statistics.n_tokens, kept, down, ridge)
         .map_err(|error| place.numerics(error))?;
     let bias: Vec<f32> = old.iter().zip(&shift).map(|(&old, shift)| (f64::from(old) + shift) as f32).collect();
     place.check_finite("down.bias", &bias)?;
@@ -238,7 +239,7 @@ mod tests {
     fn compressed(model: &TinyModel, weights: &LayerWeights, hidden: MatRef<'_, f64>, d_ff: usize) -> Mlp {
         let config = model.config();
         let mut seen = statistics(&config, weights, Random::new(9).mat(4, model.d_model).as_ref());
-        seen.mlp = gram_of(hidden);
+        (seen.mlp, seen.n_tokens) = (gram_of(hidden), hidden.nrows() as u64);
         compress(&layer(5, &config, weights, &seen), d_ff, Methods::PAPER, Ridges::default(), None).expect("finite")
     }
 

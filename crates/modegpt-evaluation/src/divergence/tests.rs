@@ -1,3 +1,6 @@
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
 use modegpt_model::{Block, Embedder};
 
 use super::*;
@@ -12,12 +15,23 @@ fn windows(ids: &[u32]) -> Vec<Window<'_>> {
 }
 
 fn compare(compute: &Compute, reference: &TinyModel, other: &TinyModel, stream_bytes: usize) -> Divergence {
+    compare_with(None, compute, reference, other, stream_bytes)
+}
+
+fn compare_with(
+    kept: Option<&dyn KeptStreams>,
+    compute: &Compute,
+    reference: &TinyModel,
+    other: &TinyModel,
+    stream_bytes: usize,
+) -> Divergence {
     let ids = ids(7, 4 * SEQ_LEN);
     let options = ScoringOptions { batch: 2, stream_bytes };
     let mut shares = vec![0.0];
     let told = |share| shares.push(share);
     let all = windows(&ids);
-    let found = pollster::block_on(compare_windows(reference, other, &all, options, compute, told)).expect("finite");
+    let found = compare_windows(reference, other, &all, options, kept, compute, told);
+    let found = pollster::block_on(found).expect("finite");
     assert!(shares.is_sorted() && shares.last().is_some_and(|last| (last - 1.0).abs() < 1e-9));
     found
 }
@@ -111,5 +125,45 @@ fn losses_are_those_of_each_model_by_itself() {
         let alone = pollster::block_on(score_windows(model, &windows, options, &compute, |_| {})).expect("finite");
         assert_eq!((found.n_tokens, found.n_top), (alone.n_tokens, alone.n_top));
         assert!((found.nll_sum - alone.nll_sum).abs() < 1e-5, "{} is not {}", found.nll_sum, alone.nll_sum);
+    }
+}
+
+/// Streams in memory, in as many places as there is room for.
+struct Places {
+    room: usize,
+    kept: RefCell<BTreeMap<(usize, usize), Vec<f32>>>,
+    n_loaded: Cell<usize>,
+}
+
+impl KeptStreams for Places {
+    fn load(&self, group: usize, layer: usize, n_elements: usize) -> Result<Option<Vec<f32>>, StoreError> {
+        let stream = self.kept.borrow().get(&(group, layer)).cloned();
+        self.n_loaded.set(self.n_loaded.get() + usize::from(stream.is_some()));
+        assert!(stream.iter().all(|stream| stream.len() == n_elements));
+        Ok(stream)
+    }
+
+    fn keep(&self, group: usize, layer: usize, stream: &[f32]) -> Result<(), StoreError> {
+        if self.kept.borrow().len() < self.room {
+            self.kept.borrow_mut().insert((group, layer), stream.to_vec());
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn kept_streams_change_nothing_but_the_work() {
+    let reference = TinyModel::new(1);
+    let compute = Compute::host();
+    for (stream_bytes, n_groups) in [(1, 4), (1 << 20, 1)] {
+        for room in [0, 1, 8] {
+            let kept = Places { room, kept: RefCell::default(), n_loaded: Cell::new(0) };
+            for (seed, n_loaded) in [(2, 0), (3, room.min(2 * n_groups))] {
+                let other = TinyModel::new(seed);
+                let found = compare_with(Some(&kept), &compute, &reference, &other, stream_bytes);
+                assert_eq!(found, compare(&compute, &reference, &other, stream_bytes));
+                assert_eq!(kept.n_loaded.get(), n_loaded);
+            }
+        }
     }
 }

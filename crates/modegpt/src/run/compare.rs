@@ -10,11 +10,13 @@
 
 mod ablation;
 mod cell;
+mod dense_streams;
 mod error;
 mod folder;
 mod grid;
 mod method;
 mod report;
+mod surveys;
 
 use std::path::Path;
 
@@ -75,7 +77,8 @@ pub struct CompareRun<'a> {
     pub evaluation: EvaluationOptions,
     /// Questions to ask.
     pub tasks: &'a [EncodedTask],
-    /// Compare predictions with the dense model's, which costs another pass of it for each cell.
+    /// Compare predictions with the dense model's. Its streams are kept on the disk meanwhile, as far as 4 GiB hold them, so
+    /// that a cell costs its head alone.
     pub against_dense: bool,
     /// Also measure what each decision of mode best is worth.
     pub ablate: bool,

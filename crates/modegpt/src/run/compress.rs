@@ -16,7 +16,7 @@ use super::decide::{Decision, decide};
 use super::notes::{read_note, write_note};
 use super::prefix::Prefix;
 use super::request_words;
-use super::survey::Known;
+use super::survey::{Known, SurveyFolder};
 use super::{CalibrationRun, GradientsFolder, MemoryPlan, RunError, StatisticsFolder};
 use crate::{AllocationChoice, Calibration, Model, PlanRequest, Reporter, hf_folder, plan_request};
 
@@ -70,6 +70,8 @@ pub struct CompressionOptions {
     pub statistics: Option<StatisticsFolder>,
     /// Samples that nothing else has seen: the best of several plans is chosen by their loss.
     pub held_out: Option<Calibration>,
+    /// Surveys that compressions from the same statistics share; `None` for surveys of its own.
+    pub surveys: Option<SurveyFolder>,
     /// What to do about an output that is there already.
     pub existing: Existing,
 }
@@ -77,7 +79,8 @@ pub struct CompressionOptions {
 impl CompressionOptions {
     /// A new output as `plan` says, in the element type of the input, from a calibration of its own.
     pub fn new(plan: PlanSource) -> Self {
-        Self { plan, dtype: None, strict: false, statistics: None, held_out: None, existing: Existing::Refuse }
+        let (statistics, held_out, surveys) = (None, None, None);
+        Self { plan, dtype: None, strict: false, statistics, held_out, surveys, existing: Existing::Refuse }
     }
 
     /// What memory `run` will take with the compression that follows.
@@ -216,9 +219,7 @@ async fn fill(
     };
     let Decision { plan, orders } = match &options.plan {
         PlanSource::Given(plan) => Decision { plan: (**plan).clone(), orders: Vec::new() },
-        PlanSource::Make(request) => {
-            decide(run, &statistics, request, options.held_out.as_ref(), dtype, folder).await?
-        }
+        PlanSource::Make(request) => decide(run, &statistics, request, options, dtype, folder).await?,
     };
     let gradients = (plan.unit == ErrorUnit::Nats).then(|| GradientsFolder::new(statistics.path()));
     let known = Known { model, statistics: &statistics, gradients: gradients.as_ref() };

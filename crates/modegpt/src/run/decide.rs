@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::calibrate::at_layer;
 use super::notes::{read_note, write_note};
 use super::prefix::carry;
-use super::survey::Known;
-use super::{CalibrationRun, GradientsFolder, RunError, StatisticsFolder};
+use super::survey::{Known, SurveyFolder};
+use super::{CalibrationRun, CompressionOptions, GradientsFolder, RunError, StatisticsFolder};
 use crate::{AllocationChoice, Calibration, PlanRequest, plan_request::make_plan};
 use modegpt_checkpoint::OutputFolder;
 
@@ -25,7 +25,7 @@ pub(super) struct Decision {
 #[derive(Serialize, Deserialize)]
 struct Losses(Vec<f64>);
 
-/// Makes the plan of `request`; with `held_out` also those of its alternatives, of which the best on that text is taken.
+/// Makes the plan of `request`; with samples held out also those of its alternatives, of which the best on them is taken.
 ///
 /// # Errors
 /// [`RunError`] with the layer, or if the request cannot be met.
@@ -33,23 +33,25 @@ pub(super) async fn decide(
     run: &CalibrationRun<'_>,
     statistics: &StatisticsFolder,
     request: &PlanRequest,
-    held_out: Option<&Calibration>,
+    options: &CompressionOptions,
     dtype: DType,
     folder: &OutputFolder,
 ) -> Result<Decision, RunError> {
     let model = run.model;
+    let held_out = options.held_out.as_ref();
+    let surveys = options.surveys.clone().unwrap_or_else(|| SurveyFolder::new(folder.path().join(SURVEYS)));
     let (influences, _) = statistics.influences(model.config().layers.len(), model.fingerprint())?;
     let gradients = GradientsFolder::new(statistics.path());
     let known = |unit: ErrorUnit| {
         let gradients = Some(&gradients).filter(|_| unit == ErrorUnit::Nats);
         Known { model, statistics, gradients }
     };
-    let requests = if held_out.is_some() { request.alternatives() } else { vec![*request] };
+    let requests = request.tried(held_out.is_some());
     let mut decisions = Vec::with_capacity(requests.len());
     for request in &requests {
         let (curves, orders) = match request.allocation {
             AllocationChoice::ErrorCurves => {
-                let (curves, orders) = known(request.unit).survey(request, Some(folder), run.reporter)?;
+                let (curves, orders) = known(request.unit).survey(request, Some(&surveys), run.reporter)?;
                 (Some(curves), orders)
             }
             _ => (None, Vec::new()),
@@ -80,6 +82,7 @@ pub(super) async fn decide(
     Ok(chosen)
 }
 
+const SURVEYS: &str = "surveys";
 const TRIED: &str = "surveys/tried.json";
 
 impl Known<'_> {

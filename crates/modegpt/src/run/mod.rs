@@ -32,4 +32,4 @@ pub use gradients_folder::GradientsFolder;
 pub use memory::MemoryPlan;
 pub use merge::merge_statistics;
 pub use statistics_folder::StatisticsFolder;
-pub use survey::Known;
+pub use survey::{Known, SurveyFolder};

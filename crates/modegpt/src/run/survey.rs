@@ -1,13 +1,66 @@
 //! What every layer would lose at every width.
 
-use modegpt_architecture::WeightProvider;
-use modegpt_checkpoint::OutputFolder;
-use modegpt_compress::{Curves, Layer, Orders};
+use std::io;
+use std::path::{Path, PathBuf};
 
-use super::notes::{read_note, write_note};
+use modegpt_architecture::{ModelConfig, WeightProvider};
+use modegpt_compress::{Curves, Layer, Methods, Orders};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
 use super::{GradientsFolder, PlanRequest, RunError, StatisticsFolder};
 use crate::plan_request::Survey;
 use crate::{Model, Reporter};
+
+/// A folder of surveys that were made from the same statistics. What layers lose at every width does not depend on how small
+/// the model shall become: compressions to several sizes share it.
+#[derive(Clone, Debug)]
+pub struct SurveyFolder {
+    path: PathBuf,
+}
+
+/// The survey of a layer, as it is kept.
+#[derive(Serialize, Deserialize)]
+struct Kept<T> {
+    /// What it was asked for.
+    key: String,
+    survey: T,
+}
+
+impl SurveyFolder {
+    /// The folder at `path`, which is made when something is kept.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// A file for what is known under `key`.
+    pub(super) fn file(&self, key: &str, ending: &str) -> PathBuf {
+        let hash = format!("{:x}", Sha256::digest(key));
+        self.path.join(format!("{}-{ending}.json", &hash[..16]))
+    }
+
+    /// The survey of a layer; `None` if it is not there whole.
+    fn read(&self, key: &str, layer: usize) -> Option<Survey> {
+        let bytes = std::fs::read(self.file(key, &layer.to_string())).ok()?;
+        let kept: Kept<Survey> = serde_json::from_slice(&bytes).ok()?;
+        (kept.key == key).then_some(kept.survey)
+    }
+
+    fn keep(&self, key: &str, layer: usize, survey: &Survey) -> Result<(), RunError> {
+        let path = self.file(key, &layer.to_string());
+        let kept = Kept { key: key.to_owned(), survey };
+        let bytes = serde_json::to_vec(&kept).expect("surveys have only string keys");
+        write_whole(&path, &bytes).map_err(|reason| RunError::Scratch { path, reason })
+    }
+}
+
+/// Writes a file that is read whole or not at all.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+    std::fs::write(&temporary, bytes)?;
+    std::fs::rename(&temporary, path)
+}
 
 /// A model and what has been learnt of it.
 #[derive(Clone, Copy)]
@@ -24,35 +77,33 @@ impl Known<'_> {
     /// What all layers offer under the methods of `request`, one layer in memory at a time, and the orders in which things
     /// go in each, if there are any.
     ///
-    /// Surveys that are in `cache` already are read from there, and new ones written to it.
+    /// Surveys that are in `folder` already are read from there, and new ones kept in it.
     ///
     /// # Errors
     /// [`RunError`] with the layer.
     pub fn survey(
         &self,
         request: &PlanRequest,
-        cache: Option<&OutputFolder>,
+        folder: Option<&SurveyFolder>,
         reporter: &dyn Reporter,
     ) -> Result<(Curves, Vec<Orders>), RunError> {
         let config = self.model.config();
-        reporter.begin("survey", config.layers.len() as u64);
-        let mut surveys = Vec::with_capacity(config.layers.len());
-        for index in 0..config.layers.len() {
-            let note = format!("surveys/{}-{index:05}.json", request.unit.name());
-            let survey = if let Some(survey) = cache.and_then(|folder| read_note(folder, &note)) {
-                survey
-            } else {
+        let (key, n_layers) = (survey_key(request, config), config.layers.len());
+        let mut surveys: Vec<Option<Survey>> =
+            (0..n_layers).map(|index| folder.and_then(|folder| folder.read(&key, index))).collect();
+        if surveys.iter().any(Option::is_none) {
+            reporter.begin("survey", n_layers as u64);
+            for (index, place) in surveys.iter_mut().enumerate().filter(|(_, survey)| survey.is_none()) {
                 let survey = self.with_layer(index, |layer| Ok(request.survey(layer)?))?;
-                if let Some(folder) = cache {
-                    write_note(folder, &note, &survey)?;
+                if let Some(folder) = folder {
+                    folder.keep(&key, index, &survey)?;
                 }
-                survey
-            };
-            surveys.push(survey);
-            reporter.advance(index as u64 + 1);
+                *place = Some(survey);
+                reporter.advance(index as u64 + 1);
+            }
+            reporter.end();
         }
-        reporter.end();
-        Ok(Survey::join(surveys))
+        Ok(Survey::join(surveys.into_iter().flatten().collect()))
     }
 
     /// Reads everything about a layer, lets `work` use it, and drops it.
@@ -76,4 +127,11 @@ impl Known<'_> {
             gradients: gradients.as_ref().map(|(gradients, _)| gradients),
         })
     }
+}
+
+/// All that a survey depends on beside what is known of the model.
+pub(super) fn survey_key(request: &PlanRequest, config: &ModelConfig) -> String {
+    let PlanRequest { methods, unit, ridges, .. } = request;
+    let methods = Methods { prefix: false, ..*methods };
+    format!("{methods:?} {unit:?} {ridges:?} {:?}", request.rounding(config))
 }

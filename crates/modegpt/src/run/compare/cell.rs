@@ -12,11 +12,13 @@ use modegpt_report::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::dense_streams::DenseStreams;
 use super::folder::{CompareFolder, remove};
 use super::grid::Asked;
 use super::{CompareError, CompareRun, SeededDraw};
+use crate::evaluate::evaluate_against_kept;
 use crate::run::{CompressionOptions, CompressionResult, PlanSource, StatisticsFolder, answer_tasks, compress};
-use crate::{Model, evaluate, evaluate_against, evaluation_token_hash, write};
+use crate::{Model, evaluate, evaluation_token_hash, write};
 
 /// What a note of a cell holds.
 #[derive(Clone, Serialize, Deserialize)]
@@ -104,17 +106,19 @@ impl CompareRun<'_> {
         folder: &CompareFolder,
     ) -> Result<Found, CompareError> {
         let target = if self.keep { folder.model(&asked.note) } else { folder.work().join("model") };
+        let (surveys, survey_secs) = self.survey(asked, statistics, drawn.0, folder)?;
         let options = CompressionOptions {
             statistics: Some(statistics.clone()),
             held_out: asked.held_out(self).cloned(),
+            surveys: Some(surveys),
             existing: Existing::Replace,
             ..CompressionOptions::new(PlanSource::Make(asked.request))
         };
         let begin = (self.clock)();
         let result = compress(&self.calibration_run(drawn.0, &[asked]), &options, &target).await?;
-        let secs = (self.clock)() - begin;
+        let secs = survey_secs + (self.clock)() - begin;
         let small = Model::open(Arc::new(FolderSource::new(&target)))?;
-        let (scores, incurred) = self.scores(&small).await?;
+        let (scores, incurred) = self.scores(&small, folder).await?;
         let measured = self.measure(&small, scores).await?;
         if !self.keep {
             drop(small);
@@ -136,14 +140,16 @@ impl CompareRun<'_> {
     }
 
     /// Scores on all texts, and the errors of the residual stream on the first.
-    async fn scores(&self, small: &Model) -> Result<(Vec<TextScore>, Vec<f64>), CompareError> {
+    async fn scores(&self, small: &Model, folder: &CompareFolder) -> Result<(Vec<TextScore>, Vec<f64>), CompareError> {
         let mut scores = Vec::with_capacity(self.texts.len());
         let mut incurred = Vec::new();
         for (index, text) in self.texts.iter().enumerate() {
             let (options, compute, reporter) = (self.evaluation, self.compute, self.reporter);
             scores.push(if self.against_dense {
+                let kept = DenseStreams::new(folder.work().join("dense"), index);
                 let (found, comparison) =
-                    evaluate_against(small, self.model, &text.corpora, options, compute, reporter).await?;
+                    evaluate_against_kept(small, self.model, &text.corpora, options, Some(&kept), compute, reporter)
+                        .await?;
                 if index == 0 {
                     incurred = comparison.layer_errors;
                 }

@@ -276,7 +276,7 @@ impl<'a> CompareRun<'a> {
 }
 
 /// Where statistics of a draw are kept while its cells are computed.
-fn scratch(drawn: &SeededDraw, folder: &CompareFolder) -> PathBuf {
+pub(super) fn scratch(drawn: &SeededDraw, folder: &CompareFolder) -> PathBuf {
     folder.work().join(format!("seed-{}", drawn.seed))
 }
 
