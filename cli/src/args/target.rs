@@ -72,7 +72,7 @@ pub(crate) struct TargetArgs {
     /// Refit down maps once more on what the compressed layers before really produce
     ///
     /// If not given: in mode best, for models that normalise before each module, where the calibration text is given to
-    /// `compress` and has 64 tokens or more for each hidden unit. A plan says it only if asked to.
+    /// `compress` and has 16 tokens or more for each hidden unit. A plan says it only if asked to.
     #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) prefix: Option<bool>,
 
@@ -88,8 +88,10 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
     pub(crate) epsilon: Option<f64>,
 
-    /// Ridge of the refit on the compressed prefix, relative to the mean diagonal
-    #[arg(long, value_name = "R", default_value_t = 1e-3, allow_negative_numbers = true)]
+    /// In the refit on the compressed prefix: for how many tokens for each hidden unit the map that is there counts
+    ///
+    /// The larger, the less is refitted, and the less is learnt of the samples that other text does not bear out.
+    #[arg(long, value_name = "N", default_value_t = 8.0, allow_negative_numbers = true)]
     pub(crate) prefix_ridge: f64,
 
     /// Hidden widths become multiples of this; 64, or less for small models

@@ -130,13 +130,14 @@ pub struct Ridges {
     pub refit: f64,
     /// In the least squares that refit the gains of rotary pairs.
     pub gains: f64,
-    /// In the least squares that refit down maps on the compressed prefix.
+    /// In the least squares that refit down maps on the compressed prefix: for how many tokens for each hidden unit the
+    /// map that is there counts. With `n` tokens and `k` units `prefix · k / n` times the mean diagonal is added.
     pub prefix: f64,
 }
 
 impl Default for Ridges {
     fn default() -> Self {
-        Self { leverage: 1e-3, elimination: 1e-4, refit: 1e-8, gains: 1e-6, prefix: 1e-3 }
+        Self { leverage: 1e-3, elimination: 1e-4, refit: 1e-8, gains: 1e-6, prefix: 8.0 }
     }
 }
 

@@ -13,7 +13,8 @@ use crate::{
 /// Refits the down map of layer `index`, and its bias if it has one, so that the stream comes back to that of the original
 /// model as far as the hidden units can bring it. Nothing else of the layer changes.
 ///
-/// The ridge, relative to the mean diagonal, holds on to the map that is there.
+/// `ridge`, relative to the mean diagonal, holds on to the map that is there. It falls with the number of tokens
+/// ([`Ridges::prefix`](crate::Ridges::prefix)): without it what the refit learns of the samples is lost again on other text.
 ///
 /// # Errors
 /// [`Error::Mismatch`] if the sums are not those of such a layer, [`Error::NotFinite`], and [`Error::Numerics`] if no

@@ -43,13 +43,13 @@ impl<'a> Prefix<'a> {
     }
 
     /// Refits the down map of a compressed layer and carries both streams through it. Also tells how often a
-    /// factorisation was repeated.
+    /// factorisation was repeated. `tokens_per_unit`: for how many the map that is there counts.
     pub(super) async fn refit(
         &mut self,
         layer: usize,
         weights: LayerWeights,
         shape: &LayerShape,
-        ridge: f64,
+        tokens_per_unit: f64,
     ) -> Result<(LayerWeights, u32), RunError> {
         let run = self.run;
         let config = run.model.config();
@@ -70,6 +70,8 @@ impl<'a> Prefix<'a> {
                 sums.add(&block, input, &target, run.compute).await.map_err(at)?;
             }
         }
+        let n_tokens = run.calibration.windows.ids.len();
+        let ridge = tokens_per_unit * shape.d_ff as f64 / n_tokens as f64;
         let (refitted, attempts) = refit_down(layer, &weights, &sums.finish(), ridge)?;
         carry(run.compute, &block(&refitted), &mut self.compressed.open(layer)?).await.map_err(at)?;
         self.compressed.settle(layer)?;

@@ -112,7 +112,7 @@ mod tests {
     fn requests_are_said_as_on_the_command_line() {
         let best = PlanRequest::new(TARGET, Mode::Best);
         let ridges = "--ridge 0.001 ridge of the elimination 0.0001 --refit-ridge 0.00000001 ridge of the gains 0.000001 \
-                      --prefix-ridge 0.001";
+                      --prefix-ridge 8";
         let plain = "--prefix false errors in shares of the residual energy";
         assert_eq!(said(best), format!("--sparsity 0.3 --mode best {plain} {ridges}"));
         let methods = Methods { mlp: MlpMethod::Leverage, query_key: QueryKeyMethod::Cr, ..best.methods };
