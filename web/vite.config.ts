@@ -27,6 +27,8 @@ export default defineConfig({
           testTimeout: 180_000,
           hookTimeout: 60_000,
           fileParallelism: false,
+          // A browser on a busy machine of CI may miss a moment once.
+          retry: process.env.CI === undefined ? 0 : 1,
         },
       },
       { extends: true, test: { name: 'large', include: ['tests/large/**/*.test.ts'], hookTimeout: 60_000 } },

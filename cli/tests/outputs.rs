@@ -3,7 +3,9 @@
 mod harness;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -189,8 +191,8 @@ fn mode_best_killed_at_any_stage_resumes_to_the_same_bytes() {
         desk.run(&line("whole")).ok();
         for file in [
             "statistics/gradients-00001.safetensors",
-            "surveys/nats-00002.json",
-            "surveys/residual-energy-00002.json",
+            "surveys/nats-00002-*",
+            "surveys/residual-energy-00002-*",
             "surveys/tried.json",
             "prefix/original/stream-00001.f32",
             "layers/00001.json",
@@ -226,8 +228,8 @@ fn modes_of_maps_killed_at_any_stage_resume_to_the_same_bytes() {
     let desk = Desk::new();
     let curves = "--allocation error-curves --sparsity 0.2";
     for (mode, files) in [
-        ("fwsvd", &["statistics/gradients-00001.safetensors", "surveys/nats-00002.json", "layers/00001.json"][..]),
-        ("svd-llm", &["statistics/layer-00002.safetensors", "surveys/map-energy-00000.json", "layers/00002.json"]),
+        ("fwsvd", &["statistics/gradients-00001.safetensors", "surveys/nats-00002-*", "layers/00001.json"][..]),
+        ("svd-llm", &["statistics/layer-00002.safetensors", "surveys/map-energy-00000-*", "layers/00002.json"]),
     ] {
         let line = |out: &str| format!("compress llama --mode {mode} {curves} {MANY} -o {out}");
         desk.run(&line("whole")).ok();
@@ -567,6 +569,15 @@ fn limited(desk: &Desk, line: &str, kib: usize) -> Outcome {
     Outcome::of(line, &mut shell)
 }
 
+/// Whether there is such a file; a `*` at the end of its name stands for a hash.
+fn is_there(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).expect("a name");
+    let Some(start) = name.strip_suffix('*') else { return path.exists() };
+    let files = path.parent().and_then(|folder| folder.read_dir().ok()).into_iter().flatten().flatten();
+    let mut names = files.filter_map(|file| file.file_name().into_string().ok());
+    names.any(|name| name.starts_with(start) && name.ends_with(".json"))
+}
+
 /// Runs `line` until the unfinished folder has `file`, and kills it there.
 #[track_caller]
 fn interrupt(desk: &Desk, line: &str, file: &str) {
@@ -578,7 +589,7 @@ fn interrupt(desk: &Desk, line: &str, file: &str) {
         if ["", "journal.json"].contains(&file) { partial.join(file) } else { partial.join("output").join(file) };
     for _ in 0..ATTEMPTS {
         let mut child = desk.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a process");
-        while !path.exists() && child.try_wait().expect("a state").is_none() {
+        while !is_there(&path) && child.try_wait().expect("a state").is_none() {
             sleep(Duration::from_micros(200));
         }
         child.kill().expect("killed");

@@ -33,21 +33,22 @@ impl SurveyFolder {
         Self { path: path.into() }
     }
 
-    /// A file for what is known under `key`.
-    pub(super) fn file(&self, key: &str, ending: &str) -> PathBuf {
+    /// A file for what is known under `key`, named after the unit of its errors.
+    pub(super) fn file(&self, key: &str, what: &str) -> PathBuf {
+        let unit = key.split_whitespace().next().unwrap_or_default();
         let hash = format!("{:x}", Sha256::digest(key));
-        self.path.join(format!("{}-{ending}.json", &hash[..16]))
+        self.path.join(format!("{unit}-{what}-{}.json", &hash[..16]))
     }
 
     /// The survey of a layer; `None` if it is not there whole.
     fn read(&self, key: &str, layer: usize) -> Option<Survey> {
-        let bytes = std::fs::read(self.file(key, &layer.to_string())).ok()?;
+        let bytes = std::fs::read(self.file(key, &format!("{layer:05}"))).ok()?;
         let kept: Kept<Survey> = serde_json::from_slice(&bytes).ok()?;
         (kept.key == key).then_some(kept.survey)
     }
 
     fn keep(&self, key: &str, layer: usize, survey: &Survey) -> Result<(), RunError> {
-        let path = self.file(key, &layer.to_string());
+        let path = self.file(key, &format!("{layer:05}"));
         let kept = Kept { key: key.to_owned(), survey };
         let bytes = serde_json::to_vec(&kept).expect("surveys have only string keys");
         write_whole(&path, &bytes).map_err(|reason| RunError::Scratch { path, reason })
@@ -129,9 +130,9 @@ impl Known<'_> {
     }
 }
 
-/// All that a survey depends on beside what is known of the model.
+/// All that a survey depends on beside what is known of the model, the unit of its errors first.
 pub(super) fn survey_key(request: &PlanRequest, config: &ModelConfig) -> String {
     let PlanRequest { methods, unit, ridges, .. } = request;
     let methods = Methods { prefix: false, ..*methods };
-    format!("{methods:?} {unit:?} {ridges:?} {:?}", request.rounding(config))
+    format!("{} {methods:?} {ridges:?} {:?}", unit.name(), request.rounding(config))
 }
