@@ -575,7 +575,7 @@ fn is_there(path: &Path) -> bool {
     let Some(start) = name.strip_suffix('*') else { return path.exists() };
     let files = path.parent().and_then(|folder| folder.read_dir().ok()).into_iter().flatten().flatten();
     let mut names = files.filter_map(|file| file.file_name().into_string().ok());
-    names.any(|name| name.starts_with(start) && name.ends_with(".json"))
+    names.any(|name| name.strip_prefix(start).is_some_and(|hash| hash.strip_suffix(".json").is_some()))
 }
 
 /// Runs `line` until the unfinished folder has `file`, and kills it there.
