@@ -45,7 +45,8 @@ fn what_cannot_be_compared_is_refused_before_any_work() {
     refused("--methods paper,bset", 2, &["no method `bset`", "expected"]);
     refused("--methods best-unifrom", 2, &["`unifrom` is nothing that can stand behind a mode"]);
     refused("--methods paper-fisher", 2, &["no method `paper-fisher`"]);
-    refused("--sparsity 0.3,1.5", 1, &["paper at 150 %, seed 0: ", "sparsity"]);
+    refused("--sparsity 0.3,1.5", 2, &["--sparsity", "expected a number in [0, 1)"]);
+    refused("--sparsity 0.3,0.99", 1, &["paper at 99 %, seed 0: ", "sparsity"]);
     refused("--sparsity 0.3,0.3", 1, &["sparsity 0.3 is named twice"]);
     refused("--seeds 1,1", 1, &["seed 1 is named twice"]);
     refused("--text absent.txt", 1, &["cannot read text `absent.txt`"]);
