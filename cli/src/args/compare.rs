@@ -147,7 +147,7 @@ pub(crate) struct ReproduceArgs {
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub(crate) data: Option<PathBuf>,
 
-    /// The folder of the model of the one table asked for, if it is not in the data folder
+    /// The folder of a model that is not in the data folder: only the table of its weights
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub(crate) model: Option<PathBuf>,
 
