@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub(crate) use compare::{CompareArgs, ReproduceArgs, SampleArgs};
 pub(crate) use compress::{CalibrateArgs, CompressArgs, DTypeName, PlanArgs};
-use numbers::{parse_bytes, parse_positive};
+use numbers::{parse_bytes, parse_not_negative, parse_positive, parse_probability, parse_share};
 pub(crate) use target::{
     AllocationName, FisherRowsName, MlpName, ModeName, PrefixName, QueryKeyName, ScoreName, TargetArgs, ValueOutputName,
 };
@@ -311,7 +311,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) max_new_tokens: usize,
 
     /// 0 always takes the likeliest token; higher is more varied
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", value_parser = parse_not_negative, default_value_t = 0.0, allow_negative_numbers = true)]
     pub(crate) temperature: f64,
 
     /// Choose among the N likeliest tokens only; 0 for all
@@ -319,7 +319,7 @@ pub(crate) struct GenerateArgs {
     pub(crate) top_k: usize,
 
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = parse_probability, default_value_t = 1.0, allow_negative_numbers = true)]
     pub(crate) top_p: f64,
 
     /// Seed of the draws
@@ -380,7 +380,7 @@ pub(crate) struct DemoArgs {
     pub(crate) model: DemoModel,
 
     /// Share of the decoder blocks' linear weights to remove
-    #[arg(long, value_name = "SHARE", default_value_t = 0.3, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share, default_value_t = 0.3, allow_negative_numbers = true)]
     pub(crate) sparsity: f64,
 
     /// Keep the compressed model in this folder

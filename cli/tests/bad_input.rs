@@ -210,21 +210,46 @@ fn texts_that_cannot_be_used() {
 fn sizes_that_cannot_be_reached() {
     let desk = Desk::new();
     for (size, expected) in [
-        ("--sparsity 1.0", "sparsity: expected a number in [0, 1), found 1"),
-        ("--sparsity -0.1", "sparsity: expected a number in [0, 1), found -0.1"),
-        ("--sparsity nan", "sparsity: expected a number in [0, 1), found NaN"),
-        ("--sparsity inf", "sparsity: expected a number in [0, 1), found inf"),
         ("--sparsity 0.99", "sparsity 0.99 cannot be reached"),
         ("--target-bytes 1KB", "bytes 1000 cannot be reached"),
         ("--target-bytes 2GiB", "bytes 2147483648 cannot be reached"),
         ("--target-params 1K", "parameters 1000 cannot be reached"),
-        ("--sparsity 0.3 --mode paper --epsilon 0", "epsilon: expected a positive number, found 0"),
-        ("--sparsity 0.3 --mode paper --epsilon nan", "epsilon: expected a positive number, found NaN"),
-        ("--sparsity 0.3 --ridge -1", "`ridges.leverage`: expected a finite number of at least 0, found -1"),
-        ("--sparsity 0.3 --refit-ridge nan", "`ridges.refit`: expected a finite number of at least 0, found NaN"),
     ] {
         check_early(&desk, &format!("compress opt {size} {SAMPLES} -o out"), &[expected]);
     }
+}
+
+/// In the words of the option, and before a model is looked for.
+#[test]
+fn numbers_that_no_option_takes() {
+    let desk = Desk::new();
+    let (share, not_negative) = ("expected a number in [0, 1)", "expected a finite number of at least 0");
+    let above_zero = "expected a finite number above 0";
+    for (option, values, expected) in [
+        ("--sparsity", ["1.0", "-0.1", "nan", "inf"], share),
+        ("--ridge", ["-1", "nan", "inf", "-0.5"], not_negative),
+        ("--refit-ridge", ["-1", "nan", "inf", "much"], not_negative),
+        ("--prefix-ridge", ["-1", "nan", "inf", "-8"], not_negative),
+        ("--alpha", ["-1", "nan", "inf", "-0.5"], not_negative),
+        ("--epsilon", ["0", "nan", "inf", "-1"], above_zero),
+    ] {
+        for value in values {
+            let named = format!("invalid value '{value}' for '{option} <");
+            for command in ["compress nowhere -o out", "plan nowhere --statistics none"] {
+                desk.run(&format!("{command} {option} {value}")).refused(2, &[&named, expected]);
+            }
+        }
+    }
+    for (line, option, expected) in [
+        ("demo --sparsity 1", "--sparsity", share),
+        ("compare opt --calibration a --text b -o out --sparsity 0.2,-0.3", "--sparsity", share),
+        ("generate opt --temperature nan", "--temperature", not_negative),
+        ("generate opt --temperature -1", "--temperature", not_negative),
+        ("generate opt --top-p 0", "--top-p", "expected a number above 0 and at most 1"),
+    ] {
+        desk.run(line).refused(2, &["invalid value '", option, expected]);
+    }
+    assert!(!desk.exists("out") && !desk.exists("out.partial"));
 }
 
 #[test]
@@ -248,9 +273,6 @@ fn lengths_devices_and_memory_that_are_not_there() {
             "eval opt --text test.txt --seq-len 64 --stride 65 --device cpu".to_owned(),
             "`stride` is 65, expected 1 to 64",
         ),
-        ("generate opt --prompt Once --temperature nan --device cpu".to_owned(), "temperature: expected"),
-        ("generate opt --prompt Once --temperature -1 --device cpu".to_owned(), "temperature: expected"),
-        ("generate opt --prompt Once --top-p 0 --device cpu".to_owned(), "top-p: expected"),
     ] {
         check_early(&desk, &line, &[expected]);
     }

@@ -45,7 +45,8 @@ fn what_cannot_be_compared_is_refused_before_any_work() {
     refused("--methods paper,bset", 2, &["no method `bset`", "expected"]);
     refused("--methods best-unifrom", 2, &["`unifrom` is nothing that can stand behind a mode"]);
     refused("--methods paper-fisher", 2, &["no method `paper-fisher`"]);
-    refused("--sparsity 0.3,1.5", 1, &["paper at 150 %, seed 0: ", "sparsity"]);
+    refused("--sparsity 0.3,1.5", 2, &["--sparsity", "expected a number in [0, 1)"]);
+    refused("--sparsity 0.3,0.99", 1, &["paper at 99 %, seed 0: ", "sparsity"]);
     refused("--sparsity 0.3,0.3", 1, &["sparsity 0.3 is named twice"]);
     refused("--seeds 1,1", 1, &["seed 1 is named twice"]);
     refused("--text absent.txt", 1, &["cannot read text `absent.txt`"]);
@@ -104,6 +105,16 @@ fn numbers_of_other_models_or_texts_are_not_compared() {
     let samples = |table: &mut Value| table["calibration"]["samples"] = json!(3);
     refused(&samples, "", &["cannot reproduce: token hash of the calibration samples"]);
     refused(&|table| table["rows"] = json!([]), "", &["cannot read table `table.json`", "expected a row for each"]);
-    reproduce(&desk, "--only gpt5").refused(2, &["no table `gpt5`: expected one of stories260k, opt-tiny-stories"]);
+    let names = "no table `gpt5`: expected one of stories260k, opt-tiny-stories, smollm2-135m";
+    reproduce(&desk, "--only gpt5").refused(2, &[names]);
+    // A table is found by the weights, or there is none.
+    let mut tensors = harness::tensors::read_file(&desk.path("llama/model.safetensors"));
+    tensors.get_mut("model.norm.weight").expect("a norm").data[0] ^= 1;
+    harness::tensors::write_file(&desk.path("llama/model.safetensors"), &tensors);
+    let told = reproduce(&desk, "--model llama");
+    told.refused(1, &["no stored numbers of the model in `llama`", "stories260k, opt-tiny-stories, smollm2-135m"]);
+    reproduce(&desk, "--model nowhere").refused(1, &["nowhere"]);
+    reproduce(&desk, "--only stories260k --model opt")
+        .refused(1, &["cannot reproduce: fingerprint of `opt`: expected"]);
     desk.run("reproduce --data nowhere --device cpu").refused(1, &["nothing to reproduce"]);
 }

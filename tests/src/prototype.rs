@@ -4,20 +4,21 @@ use std::path::PathBuf;
 
 use modegpt::calibration::GramPath;
 use modegpt::checkpoint::Existing;
-use modegpt::compress::{Mode, Rounding, Target};
+use modegpt::compress::{Allocation, ErrorUnit, Mode, Plan, PlanOptions, Ridges, Rounding};
 use modegpt::evaluation::{ScoringOptions, Window, score_windows};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{
-    AllocationChoice, CalibrationRun, CompressionOptions, PlanRequest, PlanSource, StatisticsFolder, calibrate,
-    compress,
+    AllocationChoice, CalibrationRun, CompressionOptions, PlanSource, StatisticsFolder, calibrate, compress,
 };
-use modegpt::text_tools::{Corpus, Strategy, TextJoin};
-use modegpt::{Calibration, CalibrationOptions, Model};
+use modegpt::text_tools::{BosPolicy, Corpus, TextJoin, Windows, token_hash};
+use modegpt::{Calibration, Model};
 use tempfile::TempDir;
 
 use crate::{open_folder, read_text};
 
-/// Windows spread evenly over a text.
+/// `n` of the slots of `seq_len` tokens that a text is cut into: number `i` is slot `⌊i · slots / n⌋`.
+///
+/// These are the prototype's windows: of all ways tried to spread them, this alone gives the perplexities of its dense models.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     file: &'static str,
@@ -37,6 +38,9 @@ pub struct Protocol {
     /// Perplexity over that of the dense model, by allocation and sparsity.
     ratios: &'static [(AllocationChoice, f64, f64)],
 }
+
+/// The largest share that the prototype lets a layer lose.
+const CAP: f64 = 0.95;
 
 const UNIFORM: AllocationChoice = AllocationChoice::Uniform;
 const PAPER: AllocationChoice = AllocationChoice::Paper;
@@ -131,21 +135,37 @@ impl Run {
     /// If compression fails.
     pub fn compare(&self, rounding: Rounding) -> Vec<Compared> {
         let compared = self.protocol.ratios.iter().map(|&(allocation, sparsity, expected)| {
-            let usual = PlanRequest::new(Target::Sparsity(sparsity), Mode::Paper);
-            let request = PlanRequest { allocation, rounding: Some(rounding), ..usual };
-            let small = open_folder(self.compress(request));
+            let small = open_folder(self.compress(self.plan(allocation, sparsity, rounding)));
             Compared { allocation, sparsity, expected, found: self.protocol.perplexity(&small) / self.dense }
         });
         compared.collect()
     }
 
-    fn compress(&self, request: PlanRequest) -> PathBuf {
+    fn statistics(&self) -> StatisticsFolder {
+        StatisticsFolder::new(self.folder.path().join("statistics"))
+    }
+
+    /// The paper's methods, with the prototype's largest share of a layer.
+    fn plan(&self, allocation: AllocationChoice, sparsity: f64, rounding: Rounding) -> Plan {
+        let (config, fingerprint) = (self.model.config(), self.model.fingerprint());
+        let (influences, _) = self.statistics().influences(config.layers.len(), fingerprint).expect("whole statistics");
+        let allocation = match (allocation, Allocation::by_block_influence(config, &influences)) {
+            (AllocationChoice::Uniform, _) => Allocation::Uniform {},
+            (_, Ok(Allocation::BlockInfluence { epsilon, .. })) => Allocation::BlockInfluence { epsilon, cap: CAP },
+            (_, other) => panic!("{other:?}"),
+        };
+        let (mode, methods, unit) = (Mode::Paper, Mode::Paper.methods(), ErrorUnit::ResidualEnergy);
+        let options = PlanOptions { sparsity, mode, methods, unit, allocation, rounding, ridges: Ridges::default() };
+        Plan::new(config, fingerprint, &influences, None, &options).expect("a plan")
+    }
+
+    fn compress(&self, plan: Plan) -> PathBuf {
         let compute = Compute::host();
         let run = CalibrationRun::new(&self.model, &self.calibration, &compute, GramPath::Host);
         let options = CompressionOptions {
-            statistics: Some(StatisticsFolder::new(self.folder.path().join("statistics"))),
+            statistics: Some(self.statistics()),
             existing: Existing::Replace,
-            ..CompressionOptions::new(PlanSource::Make(request))
+            ..CompressionOptions::new(PlanSource::Given(Box::new(plan)))
         };
         let result = pollster::block_on(compress(&run, &options, &self.folder.path().join("small")));
         result.unwrap_or_else(|error| panic!("{error}")).folder
@@ -155,18 +175,24 @@ impl Run {
 impl Sample {
     fn draw(&self, model: &Model) -> Calibration {
         let text = read_text(self.file);
-        let options =
-            CalibrationOptions { n_samples: self.n, seq_len: self.seq_len, seed: 0, strategy: Strategy::Spread };
-        Calibration::draw(model, &[self.corpus(&text)], options).expect("enough text")
+        let tokens = self.corpus(&text).encode(&model.tokenizer, BosPolicy::EachDocument).expect("encodes");
+        let slots: Vec<&[u32]> = tokens.chunks_exact(self.seq_len).collect();
+        let ids: Vec<u32> = (0..self.n).flat_map(|i| slots[i * slots.len() / self.n]).copied().collect();
+        let token_hash = token_hash(&ids);
+        Calibration { windows: Windows { ids, n: self.n, seq_len: self.seq_len }, token_hash }
     }
 
-    /// The first 3000 stories, or lines of WikiText joined as papers do.
+    /// The first 3000 stories, all of the test's, or lines of WikiText with two newlines more between them: as papers join
+    /// them, but for the lines of one space, which stay.
     fn corpus(&self, text: &str) -> Corpus {
         if self.file == TRAIN {
             let end = text.match_indices("<|endoftext|>").nth(2999).map_or(text.len(), |(place, _)| place);
             return Corpus::from_plain(self.file, &text[..end]).expect("stories");
         }
-        let join = if self.file == TEST { TextJoin::AsIs } else { TextJoin::WikiText };
-        Corpus::from_plain_joined(self.file, text, join).expect("text")
+        if self.file == TEST {
+            return Corpus::from_plain(self.file, text).expect("stories");
+        }
+        let text = text.split_inclusive('\n').collect::<Vec<_>>().join("\n\n");
+        Corpus::from_plain_joined(self.file, &text, TextJoin::AsIs).expect("text")
     }
 }

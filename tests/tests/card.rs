@@ -49,7 +49,7 @@ fn a_card_computes_what_the_processor_computes() {
                 weights,
                 0,
                 &mut stream,
-                Observing { shards: &shards, path, collect: Collect { logits: true, inputs: true } },
+                Observing { shards: &shards, path, collect: Collect { logits: true, inputs: true, magnitudes: true } },
                 compute,
                 |_| {},
             )

@@ -4,7 +4,7 @@
 
 use modegpt::architecture::LayerWeights;
 use modegpt::calibration::GramPath;
-use modegpt::compress::{Methods, Mode, PrefixRefit, Report, Target};
+use modegpt::compress::{LayerReport, Methods, Mode, PrefixRefit, Report, Target};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
 use modegpt::text_tools::{Windows, token_hash};
@@ -189,7 +189,14 @@ fn a_text_of_one_token_is_enough_for_that_text() {
         for way in WAYS {
             let (small, report) = shrink(&model, &calibration, way, 0.1);
             let (most, mean) = differences(&logits(&small.model, ids, &compute), &expected);
-            println!("{name}, {way:?}: logits {most:.2e}, {mean:.2e}; {} fallbacks", report.fallbacks);
+            let of = |module: fn(&LayerReport) -> u32| report.layers.iter().map(module).sum::<u32>();
+            let [mlp, query_key, value_output] =
+                [of(|l| l.mlp.fallbacks), of(|l| l.query_key.fallbacks), of(|l| l.value_output.fallbacks)];
+            println!(
+                "{name}, {way:?}: logits {most:.2e}, {mean:.2e}; {} fallbacks, {mlp} in the MLP, {query_key} in query and \
+                 key, {value_output} in value and output",
+                report.fallbacks
+            );
             growth(&format!("{name}, {way:?}"), &small.model, &model);
             assert!(most < 0.1, "{name}, {way:?}: {most}");
         }

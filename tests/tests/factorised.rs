@@ -181,7 +181,7 @@ fn a_factorised_model_calibrates_but_is_not_compressed_again() {
     let model = open_folder(at("model"));
     let (calibration, compute) = (stories(&model, 2, 32), Compute::host());
     let run = CalibrationRun {
-        collect: Collect { logits: true, inputs: true },
+        collect: Collect { logits: true, inputs: true, magnitudes: true },
         batch_tokens: 64,
         ..CalibrationRun::new(&model, &calibration, &compute, GramPath::Host)
     };

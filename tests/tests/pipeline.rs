@@ -18,7 +18,7 @@ use modegpt_tests::{differences, logits, open, open_folder, stories, stories_aft
 
 fn run<'a>(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute) -> CalibrationRun<'a> {
     CalibrationRun {
-        collect: Collect { logits: true, inputs: true },
+        collect: Collect { logits: true, inputs: true, magnitudes: true },
         batch_tokens: 1024,
         ..CalibrationRun::new(model, calibration, compute, GramPath::Host)
     }

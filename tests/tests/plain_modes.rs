@@ -25,7 +25,7 @@ const MODES: [Mode; 5] = [Mode::Svd, Mode::Fwsvd, Mode::Asvd, Mode::SvdLlm, Mode
 
 fn run<'a>(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute) -> CalibrationRun<'a> {
     CalibrationRun {
-        collect: Collect { logits: true, inputs: true },
+        collect: Collect { logits: true, inputs: true, magnitudes: true },
         gradient_tokens: Some(1024),
         row_fisher: Some(RowFisher::PerExample),
         batch_tokens: 1024,
@@ -211,7 +211,7 @@ fn what_a_mode_needs_and_has_not_is_named_before_any_work() {
     let (model, compute) = (open("stories260k"), Compute::host());
     let calibration = stories(&model, 4, 64);
     let collect = |gradient_tokens: Option<usize>, name: &str| {
-        let collect = Collect { logits: false, inputs: false };
+        let collect = Collect::default();
         let run = CalibrationRun { collect, gradient_tokens, row_fisher: None, ..run(&model, &calibration, &compute) };
         let folder = pollster::block_on(calibrate(&run, &folder.path().join(name), Existing::Refuse));
         StatisticsFolder::new(folder.expect("calibrates"))
@@ -229,9 +229,9 @@ fn what_a_mode_needs_and_has_not_is_named_before_any_work() {
     assert!(refused(Mode::Fwsvd, Some(&usual)).contains("has no gradients-00000.safetensors"));
     let told = refused(Mode::Fwsvd, Some(&with_gradients));
     assert!(told.contains("tell nothing of rows: make them with calibrate --mode fwsvd"), "{told}");
-    for mode in [Mode::Asvd, Mode::SvdLlm, Mode::Sliced] {
+    for (mode, missing) in [(Mode::Asvd, "magnitudes"), (Mode::SvdLlm, "inputs"), (Mode::Sliced, "inputs")] {
         let told = refused(mode, Some(&usual));
-        assert!(told.contains("layer 0") && told.contains("statistic `inputs`"), "{mode:?}: {told}");
+        assert!(told.contains("layer 0") && told.contains(&format!("statistic `{missing}`")), "{mode:?}: {told}");
     }
     assert_eq!(PlanRequest::new(Target::Sparsity(0.2), Mode::Fwsvd).unit, ErrorUnit::Nats);
     assert!(!folder.path().join("out").exists());

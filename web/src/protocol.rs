@@ -256,7 +256,7 @@ mod tests {
             calibration: &calibration,
             compute: &compute,
             gram_path: GramPath::Host,
-            collect: Collect { logits: true, inputs: false },
+            collect: Collect { logits: true, ..Collect::default() },
             batch_tokens: request.batch_tokens,
             reporter: &Silent,
         };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::numbers::{parse_bytes, parse_positive};
+use super::numbers::{parse_bytes, parse_positive, parse_share};
 use super::{CommonArgs, DrawArgs, ModelArg, ReadingArgs};
 
 const COMPARE_HELP: &str = "\
@@ -39,7 +39,7 @@ pub(crate) struct CompareArgs {
     pub(crate) methods: Vec<String>,
 
     /// Shares of the decoder blocks' linear weights to remove, with commas between them
-    #[arg(long, value_name = "SHARE,…", value_delimiter = ',', default_value = "0.2,0.3,0.4")]
+    #[arg(long, value_name = "SHARE,…", value_delimiter = ',', value_parser = parse_share, default_value = "0.2,0.3,0.4", allow_negative_numbers = true)]
     pub(crate) sparsity: Vec<f64>,
 
     /// Seeds of the draw of calibration samples, with commas between them; the report shows mean and spread
@@ -147,7 +147,7 @@ pub(crate) struct ReproduceArgs {
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub(crate) data: Option<PathBuf>,
 
-    /// The folder of the model of the one table asked for, if it is not in the data folder
+    /// The folder of a model that is not in the data folder: only the table of its weights
     #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
     pub(crate) model: Option<PathBuf>,
 

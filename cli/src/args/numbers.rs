@@ -6,6 +6,33 @@ pub(super) fn parse_positive(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "expected a whole number of at least 1".to_owned())
 }
 
+/// Reads a share of which something is left: `0.3`.
+pub(super) fn parse_share(text: &str) -> Result<f64, String> {
+    parse_number(text, |share| (0.0..1.0).contains(&share)).ok_or_else(|| "expected a number in [0, 1)".to_owned())
+}
+
+/// Reads what may not be negative, such as a ridge: `0`, `1e-3`.
+pub(super) fn parse_not_negative(text: &str) -> Result<f64, String> {
+    let number = parse_number(text, |number| number.is_finite() && number >= 0.0);
+    number.ok_or_else(|| "expected a finite number of at least 0".to_owned())
+}
+
+/// Reads a temperature of an allocation: `0.05`.
+pub(super) fn parse_above_zero(text: &str) -> Result<f64, String> {
+    let number = parse_number(text, |number| number.is_finite() && number >= f64::MIN_POSITIVE);
+    number.ok_or_else(|| "expected a finite number above 0".to_owned())
+}
+
+/// Reads a probability that is not 0: `0.9`, `1`.
+pub(super) fn parse_probability(text: &str) -> Result<f64, String> {
+    let number = parse_number(text, |number| number > 0.0 && number <= 1.0);
+    number.ok_or_else(|| "expected a number above 0 and at most 1".to_owned())
+}
+
+fn parse_number(text: &str, is_allowed: impl Fn(f64) -> bool) -> Option<f64> {
+    text.parse().ok().filter(|number| is_allowed(*number))
+}
+
 /// Reads `8GiB`, `500MB`, `1024`.
 pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let units = [
@@ -47,6 +74,20 @@ mod tests {
         for bad in ["", "0", "-1", "1.5", "many", "99999999999999999999"] {
             assert_eq!(parse_positive(bad), Err("expected a whole number of at least 1".to_owned()), "{bad}");
         }
+    }
+
+    #[test]
+    fn numbers_end_where_they_stop_to_make_sense() {
+        assert_eq!((parse_share("0"), parse_share("0.999")), (Ok(0.0), Ok(0.999)));
+        assert_eq!((parse_not_negative("0"), parse_not_negative("1e-3")), (Ok(0.0), Ok(1e-3)));
+        assert_eq!((parse_above_zero("1e-300"), parse_above_zero("2")), (Ok(1e-300), Ok(2.0)));
+        assert_eq!((parse_probability("1"), parse_probability("1e-3")), (Ok(1.0), Ok(1e-3)));
+        let parsers = [parse_share, parse_not_negative, parse_above_zero, parse_probability];
+        for bad in ["", "-1", "-1e-9", "nan", "inf", "-inf", "1e400", "0,3", "30%"] {
+            assert!(parsers.iter().all(|parse| parse(bad).is_err()), "{bad}");
+        }
+        assert!(parse_share("1").is_err() && parse_above_zero("0").is_err() && parse_above_zero("1e-310").is_err());
+        assert!(parse_probability("0").is_err() && parse_probability("1.001").is_err());
     }
 
     #[test]

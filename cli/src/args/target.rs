@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use super::numbers::{parse_bytes, parse_count, parse_positive};
+use super::numbers::{parse_above_zero, parse_bytes, parse_count, parse_not_negative, parse_positive, parse_share};
 
 /// What a plan decides: options that mean nothing beside one.
 pub(super) const DECIDED_BY_PLAN: [&str; 19] = [
@@ -34,7 +34,7 @@ pub(crate) struct TargetArgs {
     /// Share of the decoder blocks' linear weights to remove, such as 0.3
     ///
     /// Embeddings, head and norms are not counted and stay: of all parameters a smaller share goes, which is printed.
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, conflicts_with_all = ["target_params", "target_bytes"])]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share, allow_negative_numbers = true, conflicts_with_all = ["target_params", "target_bytes"])]
     pub(crate) sparsity: Option<f64>,
 
     /// Parameters that the whole model shall have, such as 100M
@@ -78,7 +78,7 @@ pub(crate) struct TargetArgs {
     pub(crate) prefix: Option<PrefixName>,
 
     /// Power of the size of inputs in mode asvd; 0.5
-    #[arg(long, value_name = "A", allow_negative_numbers = true)]
+    #[arg(long, value_name = "A", value_parser = parse_not_negative, allow_negative_numbers = true)]
     pub(crate) alpha: Option<f64>,
 
     /// By what channels go in mode sliced; wanda
@@ -86,13 +86,13 @@ pub(crate) struct TargetArgs {
     pub(crate) score: Option<ScoreName>,
 
     /// Temperature of the allocation by block influence; chosen as sharp as the paper's if not given
-    #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "EPS", value_parser = parse_above_zero, allow_negative_numbers = true)]
     pub(crate) epsilon: Option<f64>,
 
     /// In the refit on the compressed prefix: for how many tokens for each of its inputs a map that is there counts
     ///
     /// The larger, the less is refitted, and the less is learnt of the samples that other text does not bear out.
-    #[arg(long, value_name = "N", default_value_t = 8.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = parse_not_negative, default_value_t = 8.0, allow_negative_numbers = true)]
     pub(crate) prefix_ridge: f64,
 
     /// Hidden widths become multiples of this; 64, or less for small models
@@ -108,13 +108,13 @@ pub(crate) struct TargetArgs {
     pub(crate) round_rank: Option<usize>,
 
     /// Ridge of the leverage scores, relative to the mean diagonal
-    #[arg(long, value_name = "R", default_value_t = 1e-3, allow_negative_numbers = true)]
+    #[arg(long, value_name = "R", value_parser = parse_not_negative, default_value_t = 1e-3, allow_negative_numbers = true)]
     pub(crate) ridge: f64,
 
     /// Ridge of the least squares that refit the down matrix, relative to the mean diagonal
     ///
     /// At least 1e-5 where fewer tokens were seen than hidden units are kept: the rest would be decided by rounding errors.
-    #[arg(long, value_name = "R", default_value_t = 1e-8, allow_negative_numbers = true)]
+    #[arg(long, value_name = "R", value_parser = parse_not_negative, default_value_t = 1e-8, allow_negative_numbers = true)]
     pub(crate) refit_ridge: f64,
 }
 

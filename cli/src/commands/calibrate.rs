@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use modegpt::calibration::Collect;
+use modegpt::compress::Methods;
 use modegpt::run::{CalibrationRun, StatisticsFolder, calibrate, merge_statistics};
 use serde_json::json;
 
@@ -24,8 +25,9 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         let bars = Bars::default();
         // Whatever a later compression may need.
         let methods = args.mode.map(|name| inputs::mode(name).methods());
-        let collect =
-            Collect { logits: true, inputs: args.inputs || methods.is_some_and(|methods| methods.needs_inputs()) };
+        let needs = |what: fn(&Methods) -> bool| args.inputs || methods.is_some_and(|methods| what(&methods));
+        let (inputs, magnitudes) = (needs(Methods::needs_inputs), needs(Methods::needs_magnitudes));
+        let collect = Collect { logits: true, inputs, magnitudes };
         let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
         let labelled = inputs::labelled(&model, &args.calibration)?;
         let run = CalibrationRun { labelled: labelled.as_ref(), ..run };

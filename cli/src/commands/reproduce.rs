@@ -48,16 +48,19 @@ struct Summary {
 /// Runs the command.
 pub(crate) fn run(args: &ReproduceArgs) -> Result<(), Failure> {
     let begin = Instant::now();
-    let tables = tables(args)?;
+    let mut tables = tables(args)?;
     device::set_threads(args.common.threads);
     let found = device::open(args.common.device)?;
     let data = args.data.clone().unwrap_or_else(inputs::data_folder);
+    if let (Some(folder), 2..) = (&args.model, tables.len()) {
+        tables = vec![table_of(folder, tables)?];
+    }
     let (mut rows, mut skipped) = (Vec::new(), Vec::new());
     for table in &tables {
         let folder = args.model.clone().unwrap_or_else(|| data.join("models").join(&table.model));
-        let is_asked_for = args.only.is_some() || args.table.is_some();
-        if !is_asked_for && !folder.is_dir() {
-            printer::remark(&format!("{}: skipped, since `{}` is not there", table.model, folder.display()));
+        let is_asked_for = args.only.is_some() || args.table.is_some() || args.model.is_some();
+        if !is_asked_for && !folder.join("config.json").is_file() {
+            printer::remark(&format!("{}: skipped, since there is no model in `{}`", table.model, folder.display()));
             skipped.push(table.model.clone());
             continue;
         }
@@ -90,16 +93,29 @@ fn tables(args: &ReproduceArgs) -> Result<Vec<Table>, Failure> {
     let parse = |text: &&str| Table::parse(text).map_err(Failure::Fault);
     let mut tables: Vec<Table> = TABLES.iter().map(parse).collect::<Result<_, _>>()?;
     if let Some(only) = &args.only {
-        let names: Vec<String> = tables.iter().map(|table| table.model.clone()).collect();
+        let names = names(&tables);
         tables.retain(|table| table.model == *only);
         if tables.is_empty() {
-            return Err(Failure::Usage(format!("no table `{only}`: expected one of {}", names.join(", "))));
+            return Err(Failure::Usage(format!("no table `{only}`: expected one of {names}")));
         }
     }
-    if args.model.is_some() && tables.len() > 1 {
-        return Err(Failure::Usage("--model belongs to one table: pass --only NAME too".to_owned()));
-    }
     Ok(tables)
+}
+
+/// The one of the weights in `folder`.
+fn table_of(folder: &Path, mut tables: Vec<Table>) -> Result<Table, Failure> {
+    let model = inputs::open_model(&folder.display().to_string())?;
+    let Some(at) = tables.iter().position(|table| table.fingerprint == model.fingerprint()) else {
+        let (folder, names) = (folder.display(), names(&tables));
+        return Err(Failure::request(format!(
+            "no stored numbers of the model in `{folder}`: there are some of {names}"
+        )));
+    };
+    Ok(tables.swap_remove(at))
+}
+
+fn names(tables: &[Table]) -> String {
+    tables.iter().map(|table| table.model.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// Measures everything in a table, in a folder that is gone afterwards.

@@ -3,7 +3,7 @@
 use modegpt_architecture::{LayerShape, ModelConfig};
 use modegpt_linalg::HeadGrams;
 use modegpt_model::{Compute, ComputeError, Observations};
-use modegpt_statistics::{InputGrams, LayerStatistics};
+use modegpt_statistics::{InputGrams, InputMagnitudes, LayerStatistics};
 
 use crate::activation_gram::{ActivationGram, GramPath, add_column_sums};
 use crate::logits::{AttentionGeometry, LogitEffects, Rows};
@@ -15,6 +15,20 @@ pub struct Collect {
     pub logits: bool,
     /// [`LayerStatistics::inputs`]: methods that factorise each matrix by itself need them.
     pub inputs: bool,
+    /// [`LayerStatistics::magnitudes`]: scaling by activations needs them.
+    pub magnitudes: bool,
+}
+
+impl Collect {
+    /// What either asks for.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            logits: self.logits || other.logits,
+            inputs: self.inputs || other.inputs,
+            magnitudes: self.magnitudes || other.magnitudes,
+        }
+    }
 }
 
 /// Sums over the batches seen so far.
@@ -24,6 +38,8 @@ pub(crate) struct Accumulators<'a> {
     inverse_residual_sum: f64,
     logits: Option<LogitEffects<'a>>,
     inputs: Option<[ActivationGram; 3]>,
+    /// Of the inputs of attention, output, MLP and down map.
+    magnitudes: Option<[Vec<f64>; 4]>,
     hidden: ActivationGram,
     query: HeadGrams,
     key: HeadGrams,
@@ -33,13 +49,13 @@ pub(crate) struct Accumulators<'a> {
 }
 
 impl<'a> Accumulators<'a> {
-    /// `attention` is given if effects of the logits are to be collected.
+    /// `attention` is given if effects of the logits are collected.
     pub(crate) fn new(
         config: &ModelConfig,
         shape: &LayerShape,
         path: GramPath,
         attention: Option<&'a AttentionGeometry>,
-        inputs: bool,
+        collect: Collect,
     ) -> Self {
         let widths = [config.d_model, config.n_heads * shape.d_v, config.d_model];
         Self {
@@ -47,7 +63,11 @@ impl<'a> Accumulators<'a> {
             influence_sum: 0.0,
             inverse_residual_sum: 0.0,
             logits: attention.map(LogitEffects::new),
-            inputs: inputs.then(|| widths.map(|width| ActivationGram::new(width, path))),
+            inputs: collect.inputs.then(|| widths.map(|width| ActivationGram::new(width, path))),
+            magnitudes: collect.magnitudes.then(|| {
+                let [attention, output, mlp] = widths;
+                [attention, output, mlp, shape.d_ff].map(|width| vec![0.0; width])
+            }),
             hidden: ActivationGram::new(shape.d_ff, path),
             query: HeadGrams::new(config.n_heads, shape.d_qk),
             key: HeadGrams::new(config.n_kv_heads, shape.d_qk),
@@ -71,6 +91,12 @@ impl<'a> Accumulators<'a> {
         for row in after.chunks_exact(d_model) {
             let energy: f64 = row.iter().map(|&value| f64::from(value).powi(2)).sum();
             self.inverse_residual_sum += if energy > 0.0 { energy.recip() } else { 0.0 };
+        }
+        if let Some(sums) = &mut self.magnitudes {
+            let inputs = [&seen.attention_input, &seen.attention, &seen.mlp_input, &seen.hidden];
+            for (sum, rows) in sums.iter_mut().zip(inputs) {
+                add_magnitudes(sum, &compute.read(rows.clone()).await?);
+            }
         }
         self.hidden.add(seen.hidden, compute).await?;
         if let Some([attention, output, mlp]) = &mut self.inputs {
@@ -113,7 +139,20 @@ impl<'a> Accumulators<'a> {
                 let [attention, output, mlp] = grams.map(|gram| gram.finish().0);
                 InputGrams { attention, output, mlp }
             }),
+            magnitudes: self.magnitudes.map(|[attention, output, mlp, hidden]| InputMagnitudes {
+                attention,
+                output,
+                mlp,
+                hidden,
+            }),
         }
+    }
+}
+
+/// Adds the magnitudes of every row of `rows` to `sum`, which has as many elements as a row.
+fn add_magnitudes(sum: &mut [f64], rows: &[f32]) {
+    for row in rows.chunks_exact(sum.len()) {
+        sum.iter_mut().zip(row).for_each(|(total, value)| *total += f64::from(value.abs()));
     }
 }
 
@@ -134,7 +173,14 @@ fn influence_sum(before: &[f32], after: &[f32], d_model: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::influence_sum;
+    use super::{add_magnitudes, influence_sum};
+
+    #[test]
+    fn magnitudes_do_not_cancel() {
+        let mut sums = vec![1.0, 0.0];
+        add_magnitudes(&mut sums, &[0.5, -2.0, -0.5, 3.0]);
+        assert_eq!(sums, [2.0, 5.0]);
+    }
 
     #[test]
     fn influence_is_zero_for_scaling_one_for_a_right_angle_two_for_reversal() {

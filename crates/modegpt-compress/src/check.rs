@@ -131,6 +131,10 @@ fn check_statistics(
         // The other two fit it and the heads: the statistics themselves were checked.
         check(Module::QueryKey, "statistic `inputs`", vec![config.d_model], std::slice::from_ref(&inputs.attention))?;
     }
+    if let Some(magnitudes) = &statistics.magnitudes {
+        let place = Place { layer, module: Module::QueryKey };
+        place.expect("statistic `magnitudes`", &config.d_model, &magnitudes.attention.len())?;
+    }
     check(Module::Mlp, "statistic `mlp`", vec![shape.d_ff], std::slice::from_ref(&statistics.mlp))?;
     check(Module::QueryKey, "statistic `query`", vec![shape.d_qk; config.n_heads], &statistics.query)?;
     check(Module::QueryKey, "statistic `key`", vec![shape.d_qk; config.n_kv_heads], &statistics.key)?;

@@ -88,8 +88,8 @@ pub enum MapMetric {
     /// Rows of the weights by their Fisher information, the squared gradients of the loss
     /// ([arXiv:2207.00112](https://arxiv.org/abs/2207.00112)).
     Fwsvd {},
-    /// Rows of the weights by a power of the size of their inputs
-    /// ([arXiv:2312.05821](https://arxiv.org/abs/2312.05821)), the root of the mean square in place of the mean magnitude.
+    /// Rows of the weights by a power of the mean magnitude of their inputs
+    /// ([arXiv:2312.05821](https://arxiv.org/abs/2312.05821)).
     Asvd {
         /// The power, at least 0; at 0 all rows count alike.
         alpha: f64,
@@ -207,6 +207,11 @@ impl Methods {
             || self.mlp == MlpMethod::Wanda
             || self.query_key == QueryKeyMethod::Wanda
             || self.value_output == ValueOutputMethod::Wanda
+    }
+
+    /// Whether the magnitudes of the inputs of maps are needed.
+    pub fn needs_magnitudes(&self) -> bool {
+        matches!(self.maps, Some(MapMetric::Asvd { .. }))
     }
 
     /// Whether the Fisher information of rows is needed.

@@ -6,7 +6,7 @@ use modegpt_architecture::{
     NormPlacement, NormWeights, Positions, SpecialTokens,
 };
 use modegpt_linalg::Gram;
-use modegpt_statistics::{InputGrams, LayerStatistics};
+use modegpt_statistics::{InputGrams, InputMagnitudes, LayerStatistics};
 
 use crate::{Layer, LayerPlan, matrices::widen};
 
@@ -167,10 +167,11 @@ pub(crate) fn statistics(config: &ModelConfig, weights: &LayerWeights, x: MatRef
         logit: Vec::new(),
         logit_queries: 0,
         inputs: None,
+        magnitudes: None,
     }
 }
 
-/// As [`statistics`], with the inputs of whole maps and what attention delivers if every token attended to itself alone.
+/// As [`statistics`], with the inputs of whole maps, their sizes, and what attention delivers if every token attended to itself alone.
 pub(crate) fn whole_statistics(config: &ModelConfig, weights: &LayerWeights, x: MatRef<'_, f64>) -> LayerStatistics {
     let values = forward(&weights.value, x, false);
     let d_v = values.ncols() / config.n_kv_heads;
@@ -179,6 +180,12 @@ pub(crate) fn whole_statistics(config: &ModelConfig, weights: &LayerWeights, x: 
     LayerStatistics {
         attention_output: (0..config.n_heads).map(|index| gram_of(head(index))).collect(),
         inputs: Some(InputGrams { attention: gram_of(x), output: gram_of(delivered.as_ref()), mlp: gram_of(x) }),
+        magnitudes: Some(InputMagnitudes {
+            attention: magnitudes(x),
+            output: magnitudes(delivered.as_ref()),
+            mlp: magnitudes(x),
+            hidden: magnitudes(hidden(weights, x).as_ref()),
+        }),
         ..statistics(config, weights, x)
     }
 }
@@ -249,6 +256,10 @@ pub(crate) fn assert_close(found: MatRef<'_, f64>, expected: MatRef<'_, f64>, to
 fn narrow(mat: MatRef<'_, f64>) -> Matrix {
     let data = (0..mat.nrows()).flat_map(|row| (0..mat.ncols()).map(move |col| mat[(row, col)] as f32)).collect();
     Matrix::new(mat.nrows(), mat.ncols(), data)
+}
+
+fn magnitudes(rows: MatRef<'_, f64>) -> Vec<f64> {
+    rows.col_iter().map(|column| column.iter().map(|value| value.abs()).sum()).collect()
 }
 
 fn column_sums(rows: MatRef<'_, f64>) -> Vec<f64> {

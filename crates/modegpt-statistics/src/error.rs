@@ -29,6 +29,16 @@ pub enum Error {
         /// The number found there.
         value: f64,
     },
+    /// A sum of magnitudes is negative.
+    #[error("statistic `{field}`: element {index} is negative ({value})")]
+    NegativeMagnitude {
+        /// The statistic.
+        field: &'static str,
+        /// Which input.
+        index: usize,
+        /// The number found there.
+        value: f64,
+    },
     /// The number of tokens left the range of 64 bits.
     #[error("statistic `n_tokens`: the sum of {left} and {right} exceeds 64 bits")]
     TooManyTokens {

@@ -11,6 +11,8 @@
 //! | `logit` | `[n_heads, d_qk (d_qk + 1) / 2]`, absent if not collected |
 //! | `attention_input`, `mlp_input` | `[d_model (d_model + 1) / 2]`, absent if not collected |
 //! | `output_input` | `[n (n + 1) / 2]` with `n = n_heads d_v`, absent if not collected |
+//! | `attention_magnitude`, `mlp_magnitude` | `[d_model]`, absent if not collected |
+//! | `output_magnitude`, `hidden_magnitude` | `[n_heads d_v]`, `[d_ff]`, absent if not collected |
 //!
 //! All are `F64`. The header and the numbers of tokens are JSON under one key of the safetensors metadata; with a single
 //! key the order of the map cannot vary, so the bytes are deterministic.
@@ -21,7 +23,10 @@ use modegpt_linalg::Gram;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Error, InputGrams, LayerStatistics, statistics::shape_error};
+use crate::{
+    Error, InputGrams, InputMagnitudes, LayerStatistics,
+    statistics::{MAGNITUDES, shape_error},
+};
 
 const METADATA_KEY: &str = "modegpt_statistics";
 
@@ -116,7 +121,7 @@ impl LayerStatistics {
         let FileHeader { header, n_tokens, logit_queries } =
             read_header(bytes, METADATA_KEY, StatisticsHeader::VERSION)?;
         let tensors = SafeTensors::deserialize(bytes)?;
-        refuse_unknown(&tensors, |name| TENSORS.contains(&name))?;
+        refuse_unknown(&tensors, |name| TENSORS.contains(&name) || MAGNITUDES.contains(&name))?;
         let stored = |name| Stored::read(&tensors, name);
         let optional = |name| Stored::read_optional(&tensors, name);
         let statistics = Self {
@@ -140,6 +145,15 @@ impl LayerStatistics {
                     mlp: stored("mlp_input")?.gram()?,
                 }),
             },
+            magnitudes: match optional(MAGNITUDES[0])? {
+                None => None,
+                Some(attention) => Some(InputMagnitudes {
+                    attention: attention.vector()?,
+                    output: stored(MAGNITUDES[1])?.vector()?,
+                    mlp: stored(MAGNITUDES[2])?.vector()?,
+                    hidden: stored(MAGNITUDES[3])?.vector()?,
+                }),
+            },
         };
         statistics.check()?;
         Ok((statistics, header))
@@ -153,6 +167,7 @@ impl LayerStatistics {
             ("mlp_sum", Rows::vector(&self.mlp_sum)),
             ("key_sum", Rows::matrix(self.key_sum.iter().map(Vec::as_slice).collect())),
         ];
+        tensors.extend(self.magnitudes().into_iter().map(|(name, sums)| (name, Rows::vector(sums))));
         for (name, grams) in self.grams() {
             match (name, grams) {
                 (_, []) => {}

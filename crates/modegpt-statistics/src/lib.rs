@@ -32,6 +32,7 @@
 //!     logit: Vec::new(),
 //!     logit_queries: 0,
 //!     inputs: None,
+//!     magnitudes: None,
 //! };
 //! let header = StatisticsHeader::new(0, "model", "tokens", 2, 2);
 //! let (read, _) = LayerStatistics::from_bytes(&statistics.to_bytes(&header))?;
@@ -51,4 +52,4 @@ pub use file::StatisticsHeader;
 pub use gradients::{LINEARS, Labels, LayerGradients, RowFisher};
 pub use gradients_file::GradientsHeader;
 pub use prefix::PrefixStatistics;
-pub use statistics::{InputGrams, LayerStatistics};
+pub use statistics::{InputGrams, InputMagnitudes, LayerStatistics};

@@ -41,6 +41,8 @@ pub struct LayerStatistics {
     pub logit_queries: u64,
     /// The inputs of whole maps, which methods that factorise each matrix by itself need. `None` if not collected.
     pub inputs: Option<InputGrams>,
+    /// The sizes of the same inputs, which scaling by activations needs. `None` if not collected.
+    pub magnitudes: Option<InputMagnitudes>,
 }
 
 /// Gram matrices of what enters the linear maps of a block; that of the down map is [`LayerStatistics::mlp`].
@@ -52,6 +54,19 @@ pub struct InputGrams {
     pub output: Gram,
     /// `[d_model, d_model]`: the input of the up and gate maps.
     pub mlp: Gram,
+}
+
+/// `Σ |x|` of what enters the linear maps of a block, one number for each input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputMagnitudes {
+    /// `[d_model]`: the input of the query, key and value maps.
+    pub attention: Vec<f64>,
+    /// `[n_heads * d_v]`: the input of the output map, without the value bias.
+    pub output: Vec<f64>,
+    /// `[d_model]`: the input of the up and gate maps.
+    pub mlp: Vec<f64>,
+    /// `[d_ff]`: the input of the down map.
+    pub hidden: Vec<f64>,
 }
 
 impl LayerStatistics {
@@ -93,6 +108,10 @@ impl LayerStatistics {
         for (sum, more) in self.key_sum.iter_mut().zip(&other.key_sum) {
             add_values(sum, more);
         }
+        let theirs = other.magnitudes();
+        for ((_, ours), (_, theirs)) in self.magnitudes_mut().into_iter().zip(theirs) {
+            add_values(ours, theirs);
+        }
         let theirs = other.grams();
         for ((field, ours), (_, theirs)) in self.grams_mut().into_iter().zip(theirs) {
             for (sum, more) in ours.iter_mut().zip(theirs) {
@@ -108,10 +127,11 @@ impl LayerStatistics {
     }
 
     /// Checks that the parts fit each other, that all numbers are finite and that no Gram matrix has a negative
-    /// diagonal, as is true of every value that calibration makes.
+    /// diagonal and no input a negative size, as is true of every value that calibration makes.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::NotFinite`] or [`Error::NegativeDiagonal`], naming the statistic.
+    /// [`Error::Shape`], [`Error::NotFinite`], [`Error::NegativeDiagonal`] or [`Error::NegativeMagnitude`], naming the
+    /// statistic.
     pub fn check(&self) -> Result<(), Error> {
         self.check_shapes()?;
         if let Some(field) = self.first_not_finite() {
@@ -124,7 +144,29 @@ impl LayerStatistics {
                 }
             }
         }
+        for (field, sums) in self.magnitudes() {
+            if let Some((index, &value)) = sums.iter().enumerate().find(|(_, value)| **value < 0.0) {
+                return Err(Error::NegativeMagnitude { field, index, value });
+            }
+        }
         Ok(())
+    }
+
+    /// Every sum of magnitudes under its name; none if they were not collected.
+    pub(crate) fn magnitudes(&self) -> Vec<(&'static str, &[f64])> {
+        let named = self.magnitudes.as_ref().map(|InputMagnitudes { attention, output, mlp, hidden }| {
+            let sums: [&[f64]; 4] = [attention, output, mlp, hidden];
+            MAGNITUDES.into_iter().zip(sums)
+        });
+        named.into_iter().flatten().collect()
+    }
+
+    fn magnitudes_mut(&mut self) -> Vec<(&'static str, &mut [f64])> {
+        let named = self.magnitudes.as_mut().map(|InputMagnitudes { attention, output, mlp, hidden }| {
+            let sums: [&mut [f64]; 4] = [attention, output, mlp, hidden];
+            MAGNITUDES.into_iter().zip(sums)
+        });
+        named.into_iter().flatten().collect()
     }
 
     /// Every Gram matrix under the name of its field.
@@ -171,6 +213,8 @@ impl LayerStatistics {
             expect_same(field, &dims(ours), &dims(theirs))?;
         }
         expect_same("mlp_sum", &self.mlp_sum.len(), &other.mlp_sum.len())?;
+        let magnitudes = |statistics: &Self| statistics.magnitudes().iter().map(|(_, sums)| sums.len()).collect();
+        expect_same::<Vec<usize>>(MAGNITUDES[0], &magnitudes(self), &magnitudes(other))?;
         let lengths = |sums: &[Vec<f64>]| sums.iter().map(Vec::len).collect::<Vec<_>>();
         expect_same("key_sum", &lengths(&self.key_sum), &lengths(&other.key_sum))
     }
@@ -197,6 +241,15 @@ impl LayerStatistics {
             expect_same("output_input", &(n_heads * d_v), &inputs.output.dim())?;
             expect_same("mlp_input", &inputs.attention.dim(), &inputs.mlp.dim())?;
         }
+        if let Some(magnitudes) = &self.magnitudes {
+            let InputMagnitudes { attention, output, mlp, hidden } = magnitudes;
+            if let Some(inputs) = &self.inputs {
+                expect_same(MAGNITUDES[0], &inputs.attention.dim(), &attention.len())?;
+            }
+            expect_same(MAGNITUDES[1], &(n_heads * d_v), &output.len())?;
+            expect_same(MAGNITUDES[2], &attention.len(), &mlp.len())?;
+            expect_same(MAGNITUDES[3], &self.mlp.dim(), &hidden.len())?;
+        }
         Ok(())
     }
 
@@ -207,12 +260,16 @@ impl LayerStatistics {
             ("mlp_sum", &self.mlp_sum),
         ];
         let key_sums = self.key_sum.iter().map(|sum| ("key_sum", sum.as_slice()));
-        let mut vectors = vectors.into_iter().chain(key_sums);
+        let mut vectors = vectors.into_iter().chain(key_sums).chain(self.magnitudes());
         let bad_vector = vectors.find(|(_, values)| !values.iter().all(|value| value.is_finite()));
         let bad_gram = || self.grams().into_iter().find(|(_, grams)| !grams.iter().all(Gram::is_finite));
         bad_vector.map(|(field, _)| field).or_else(|| bad_gram().map(|(field, _)| field))
     }
 }
+
+/// Names of [`InputMagnitudes`] in files and errors, in the order of its fields.
+pub(crate) const MAGNITUDES: [&str; 4] =
+    ["attention_magnitude", "output_magnitude", "mlp_magnitude", "hidden_magnitude"];
 
 pub(crate) fn add_values(sum: &mut [f64], more: &[f64]) {
     for (sum, more) in sum.iter_mut().zip(more) {

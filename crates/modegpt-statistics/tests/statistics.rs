@@ -3,7 +3,7 @@
 mod random;
 
 use modegpt_linalg::Gram;
-use modegpt_statistics::{Error, InputGrams, LayerStatistics, StatisticsHeader};
+use modegpt_statistics::{Error, InputGrams, InputMagnitudes, LayerStatistics, StatisticsHeader};
 use random::Random;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -25,7 +25,17 @@ impl Random {
             logit: self.grams(HEADS.0, d_qk),
             logit_queries: (self.uniform() * 1e6) as u64,
             inputs: Some(InputGrams { attention: self.gram(7), output: self.gram(HEADS.0 * d_v), mlp: self.gram(7) }),
+            magnitudes: Some(InputMagnitudes {
+                attention: self.sizes(7),
+                output: self.sizes(HEADS.0 * d_v),
+                mlp: self.sizes(7),
+                hidden: self.sizes(d_ff),
+            }),
         }
+    }
+
+    fn sizes(&mut self, len: usize) -> Vec<f64> {
+        self.vector(len).into_iter().map(f64::abs).collect()
     }
 }
 
@@ -42,7 +52,11 @@ fn bits(statistics: &LayerStatistics) -> Vec<u64> {
     let mut bits: Vec<u64> = vec![statistics.n_tokens, statistics.logit_queries];
     bits.extend([statistics.influence_sum, statistics.inverse_residual_sum].map(f64::to_bits));
     bits.extend(grams.flat_map(Gram::packed_lower).map(|value| value.to_bits()));
-    bits.extend(statistics.mlp_sum.iter().chain(statistics.key_sum.iter().flatten()).map(|value| value.to_bits()));
+    let sizes = statistics.magnitudes.iter().flat_map(|InputMagnitudes { attention, output, mlp, hidden }| {
+        [attention, output, mlp, hidden].into_iter().flatten()
+    });
+    let sums = statistics.mlp_sum.iter().chain(statistics.key_sum.iter().flatten()).chain(sizes);
+    bits.extend(sums.map(|value| value.to_bits()));
     bits
 }
 
@@ -81,6 +95,7 @@ fn other_shapes_do_not_merge_and_change_nothing() {
     check(LayerStatistics { attention_output: Vec::new(), ..original.clone() }, "attention_output");
     check(LayerStatistics { logit: Vec::new(), ..original.clone() }, "logit");
     check(LayerStatistics { inputs: None, ..original.clone() }, "attention_input");
+    check(LayerStatistics { magnitudes: None, ..original.clone() }, "attention_magnitude");
     check(LayerStatistics { mlp_sum: vec![0.0; 4], ..original.clone() }, "mlp_sum");
     check(LayerStatistics { key_sum: vec![vec![0.0; 4]], ..original.clone() }, "key_sum");
 
@@ -99,6 +114,7 @@ fn bytes_give_every_bit_back_and_are_the_same_each_time() {
                 statistics.attention_output.clear();
                 statistics.logit.clear();
                 statistics.inputs = None;
+                statistics.magnitudes = None;
             }
             let bytes = statistics.to_bytes(&header());
             assert_eq!(statistics.to_bytes(&header()), bytes);
@@ -113,7 +129,7 @@ fn bytes_give_every_bit_back_and_are_the_same_each_time() {
 fn only_triangles_are_stored() {
     let statistics = Random(4).statistics(100, 8, 8);
     let heads = (HEADS.0 + HEADS.1) * 36 + HEADS.1 * 8 + (HEADS.1 + HEADS.0) * 36 + HEADS.0 * 36;
-    let elements = 2 + 5050 + 100 + heads + 2 * 28 + 32 * 33 / 2;
+    let elements = 2 + 5050 + 100 + heads + 2 * 28 + 32 * 33 / 2 + 2 * 7 + 32 + 100;
     let bytes = statistics.to_bytes(&header()).len();
     assert!((elements * 8..elements * 8 + 2000).contains(&bytes), "{bytes} bytes for {elements} elements");
 }
@@ -184,6 +200,16 @@ fn missing_unknown_and_misshapen_tensors_are_refused() {
         Some(&zeros[..72]),
         "statistic `attention_output`: expected [2, 2, 2, 2]",
     );
+    for (name, expected) in [("attention", 7), ("output", 8), ("mlp", 7), ("hidden", 5)] {
+        let name = format!("{name}_magnitude");
+        let expected = format!("expected {expected}, found 4");
+        let bytes = with_tensor(&name, Dtype::F64, vec![4], Some(&zeros[..32]));
+        let message = LayerStatistics::from_bytes(&bytes).expect_err("too short").to_string();
+        assert!(message.contains("_magnitude`: ") && message.ends_with(&expected), "{name}: {message}");
+    }
+    let lacking = with_tensor("mlp_magnitude", Dtype::F64, Vec::new(), None);
+    let message = LayerStatistics::from_bytes(&lacking).expect_err("one is missing").to_string();
+    assert_eq!(message, "statistics lack the tensor `mlp_magnitude`");
 }
 
 #[test]
@@ -192,7 +218,8 @@ fn numbers_that_no_calibration_gives_are_refused() {
     let check = |statistics: LayerStatistics, expected: &str| {
         let error = LayerStatistics::from_bytes(&statistics.to_bytes(&header())).expect_err(expected);
         assert_eq!(error.to_string(), expected);
-        assert_eq!(statistics.is_finite(), matches!(error, Error::NegativeDiagonal { .. }));
+        let is_negative = matches!(error, Error::NegativeDiagonal { .. } | Error::NegativeMagnitude { .. });
+        assert_eq!(statistics.is_finite(), is_negative);
     };
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let gram = |dim: usize| {
@@ -207,6 +234,14 @@ fn numbers_that_no_calibration_gives_are_refused() {
         check(LayerStatistics { mlp_sum: vec![1.0, 1.0, bad, 1.0, 1.0], ..original.clone() }, &message("mlp_sum"));
         check(LayerStatistics { key_sum: vec![vec![1.0; 4], vec![bad; 4]], ..original.clone() }, &message("key_sum"));
     }
+    let sizes = |value: f64| {
+        let sizes = original.magnitudes.clone().expect("collected");
+        Some(InputMagnitudes { hidden: vec![1.0, 1.0, 1.0, value, 1.0], ..sizes })
+    };
+    let bad = LayerStatistics { magnitudes: sizes(f64::NAN), ..original.clone() };
+    check(bad, "statistic `hidden_magnitude` holds a value that is not finite");
+    let bad = LayerStatistics { magnitudes: sizes(-0.5), ..original.clone() };
+    check(bad, "statistic `hidden_magnitude`: element 3 is negative (-0.5)");
     let negative = Gram::from_packed_lower(2, vec![1.0, 0.0, -0.5]).expect("a whole triangle");
     let value = vec![original.value[0].clone(), negative];
     check(LayerStatistics { value, ..original.clone() }, "statistic `value`: diagonal element 1 is negative (-0.5)");

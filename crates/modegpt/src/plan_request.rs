@@ -75,7 +75,8 @@ impl PlanRequest {
     pub fn collect(&self) -> Collect {
         let of_modules = self.methods.maps.is_none() && self.allocation == AllocationChoice::ErrorCurves;
         let logits = of_modules || self.methods.query_key == QueryKeyMethod::Refit;
-        Collect { logits, inputs: self.methods.needs_inputs() }
+        let (inputs, magnitudes) = (self.methods.needs_inputs(), self.methods.needs_magnitudes());
+        Collect { logits, inputs, magnitudes }
     }
 
     /// Whether anything is decided by errors that could be weighed with gradients or without.

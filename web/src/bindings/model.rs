@@ -99,7 +99,7 @@ impl Model {
             compute: &device.compute,
             gram_path: device.gram_path,
             // Which mode will be planned is not known yet.
-            collect: Collect { logits: true, inputs: false },
+            collect: Collect { logits: true, ..Collect::default() },
             batch_tokens: request.batch_tokens,
             reporter: &Listener::new(on_progress),
         };

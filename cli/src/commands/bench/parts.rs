@@ -118,7 +118,7 @@ pub(super) fn observed(work: &Workload<'_>, reference: f64) -> Result<(Part, Lay
         let (weights, mut stream) = (&work.model.checkpoint, work.stream());
         let shards = std::slice::from_ref(&every);
         let observing =
-            Observing { shards, path: work.found.gram_path, collect: Collect { logits: true, inputs: false } };
+            Observing { shards, path: work.found.gram_path, collect: Collect { logits: true, ..Collect::default() } };
         let seen = observe_layer(weights, LAYER, &mut stream, observing, work.compute(), |_| ());
         statistics = Some(pollster::block_on(seen)?);
         Ok::<(), Failure>(())

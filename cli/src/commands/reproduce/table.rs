@@ -3,9 +3,10 @@
 use serde::Deserialize;
 
 /// The tables that come with the program.
-pub(super) const TABLES: [&str; 2] = [
+pub(super) const TABLES: [&str; 3] = [
     include_str!("../../../../tests/results/stories260k.json"),
     include_str!("../../../../tests/results/opt-tiny-stories.json"),
+    include_str!("../../../../tests/results/smollm2-135m.json"),
 ];
 
 /// Perplexities of one model.

@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`MapMetric::Svd`] | `I` |
 //! | [`MapMetric::Fwsvd`] | `diag √I_i`, with `I_i` the Fisher information of row `i`: its squared gradients, summed |
-//! | [`MapMetric::Asvd`] | `diag (mean x_i²)^½α` |
+//! | [`MapMetric::Asvd`] | `diag (mean abs(x_i))^α` |
 //! | [`MapMetric::SvdLlm`] | a root of the Gram matrix of the inputs, so that the error is that of the outputs |
 //!
 //! Attention weights sum to 1, so a value bias reaches the output map as a constant. What the factors of that map do to it
@@ -112,8 +112,8 @@ fn input_metric<'a>(layer: &Layer<'a>, name: MapName, metric: MapMetric) -> Resu
         }
         MapMetric::Asvd { alpha } => {
             let n_tokens = layer.statistics.n_tokens as f64;
-            let scale = |sum: f64| (sum.max(0.0) / n_tokens).sqrt().powf(alpha);
-            (input_gram(layer, name)?.diagonal().into_iter().map(scale).collect(), "the size of its inputs")
+            let scale = |sum: &f64| (sum / n_tokens).powf(alpha);
+            (input_magnitudes(layer, name)?.iter().map(scale).collect(), "the size of its inputs")
         }
         MapMetric::SvdLlm {} => {
             let gram = input_gram(layer, name)?;
@@ -153,6 +153,20 @@ pub(crate) fn input_gram<'a>(layer: &Layer<'a>, name: MapName) -> Result<&'a Gra
         MapName::Output => &inputs.output,
         MapName::Gate | MapName::Up => &inputs.mlp,
         _ => &inputs.attention,
+    })
+}
+
+/// `Σ |x|` of what enters a map.
+fn input_magnitudes<'a>(layer: &Layer<'a>, name: MapName) -> Result<&'a [f64], Error> {
+    let magnitudes = layer.statistics.magnitudes.as_ref().ok_or_else(|| {
+        let expected = "the mean magnitudes of the inputs of whole maps";
+        place(layer, name).mismatch("statistic `magnitudes`", expected, "statistics collected without it")
+    })?;
+    Ok(match name {
+        MapName::Down => &magnitudes.hidden,
+        MapName::Output => &magnitudes.output,
+        MapName::Gate | MapName::Up => &magnitudes.mlp,
+        _ => &magnitudes.attention,
     })
 }
 

@@ -140,10 +140,11 @@ impl CalibrationRun<'_> {
             ("--device", self.device_words().to_owned()),
         ];
         let inputs = self.collect.inputs.then(|| ("--inputs", "given".to_owned()));
+        let magnitudes = self.collect.magnitudes.then(|| ("sizes of inputs", "collected".to_owned()));
         let fisher = self.gradient_tokens.map(|n_tokens| ("--fisher", n_tokens.to_string()));
         let rows = self.row_fisher.map(|kind| ("--fisher-rows", name(kind)));
         let labelled = self.labelled.map(|labelled| ("tokens of --fisher-data", labelled.samples.token_hash.clone()));
-        let entries = always.into_iter().chain(inputs).chain(fisher).chain(rows).chain(labelled);
+        let entries = always.into_iter().chain(inputs).chain(magnitudes).chain(fisher).chain(rows).chain(labelled);
         entries.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 

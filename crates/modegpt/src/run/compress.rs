@@ -50,9 +50,11 @@ impl PlanSource {
     pub fn collect(&self) -> Collect {
         match self {
             Self::Make(request) => request.collect(),
-            Self::Given(plan) => {
-                Collect { logits: plan.methods.query_key == QueryKeyMethod::Refit, inputs: plan.methods.needs_inputs() }
-            }
+            Self::Given(plan) => Collect {
+                logits: plan.methods.query_key == QueryKeyMethod::Refit,
+                inputs: plan.methods.needs_inputs(),
+                magnitudes: plan.methods.needs_magnitudes(),
+            },
         }
     }
 }

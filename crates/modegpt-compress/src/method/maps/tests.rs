@@ -98,6 +98,10 @@ fn without_anything_to_weigh_all_metrics_are_the_plain_one() {
         let inputs = sample.statistics.inputs.as_mut().expect("collected");
         (inputs.attention, inputs.output, inputs.mlp) = (identity(32), identity(32), identity(32));
         assert_same(&sample.compress(5, MapMetric::SvdLlm {}), &plain, 1e-5);
+        let sizes = sample.statistics.magnitudes.as_mut().expect("collected");
+        for sums in [&mut sizes.attention, &mut sizes.output, &mut sizes.mlp, &mut sizes.hidden] {
+            sums.fill(3.0);
+        }
         assert_same(&sample.compress(5, ASVD), &plain, 1e-5);
     }
 }
@@ -126,6 +130,30 @@ fn svd_llm_loses_the_tail_of_the_whitened_map_and_least_of_all() {
         let direct = (&exact - found).squared_norm_l2() / exact.squared_norm_l2();
         let up = whitened.report.maps.iter().find(|map| map.name == MapName::Up).expect("factorised");
         assert!((up.output_error.expect("known") - direct).abs() < 1e-9);
+    }
+}
+
+/// `S A B = [S W]_r` with `S = diag (mean |x_i|)^α`, from the inputs themselves.
+#[test]
+fn asvd_truncates_the_map_whose_rows_are_scaled_by_mean_magnitudes() {
+    for model in models() {
+        let sample = Sample::new(&model);
+        let x = tokens_of(&model, 200);
+        let hidden = crate::testing::hidden(&sample.weights, x.as_ref());
+        for alpha in [0.5, 1.0] {
+            let small = sample.compress(6, MapMetric::Asvd { alpha });
+            let maps =
+                [(&sample.weights.up, &small.weights.up, &x), (&sample.weights.down, &small.weights.down, &hidden)];
+            for (old, new, input) in maps {
+                let size = |row: usize| input.col(row).iter().map(|value| value.abs()).sum::<f64>() / 200.0;
+                let scaled = |matrix: Mat<f64>| {
+                    let entry = |row, col| size(row).powf(alpha) * matrix[(row, col)];
+                    Mat::from_fn(matrix.nrows(), matrix.ncols(), entry)
+                };
+                let cut = modegpt_linalg::truncated_svd(scaled(widen(&old.weight)).as_ref(), 6).expect("converges");
+                assert_close(scaled(product(&new.weight)).as_ref(), cut.reconstruct().as_ref(), 1e-5);
+            }
+        }
     }
 }
 
@@ -207,9 +235,16 @@ fn what_tells_nothing_is_refused_by_layer_and_map() {
     let mut silent = Sample::new(&TinyModel::llama());
     silent.statistics.mlp = zero(48);
     assert!(silent.refused(MapMetric::SvdLlm {}).starts_with("layer 0, down: its input is zero everywhere"));
+    silent.statistics.magnitudes.as_mut().expect("collected").hidden.fill(0.0);
     assert!(silent.refused(ASVD).starts_with("layer 0, down: the size of its inputs is zero everywhere"));
+    silent.statistics.magnitudes = None;
+    assert_eq!(
+        silent.refused(ASVD),
+        "layer 0, query-key: statistic `magnitudes` expected the mean magnitudes of the inputs of whole maps, \
+         found statistics collected without it"
+    );
     silent.statistics.inputs = None;
-    assert!(silent.refused(ASVD).contains("statistic `inputs`"));
+    assert!(silent.refused(MapMetric::SvdLlm {}).contains("statistic `inputs`"));
     // Nothing but the report needs them.
     let plain = silent.compress(4, MapMetric::Svd {});
     assert!(plain.report.maps.iter().all(|map| map.output_error.is_none() == (map.name != MapName::Down)));
@@ -224,6 +259,7 @@ fn a_gram_of_rank_one_and_dead_channels_give_finite_factors_and_are_told() {
         let mut x = Random::new(5).mat(100, 32);
         x.col_mut(7).fill(0.0);
         inputs.mlp = gram_of(x.as_ref());
+        sample.statistics.magnitudes.as_mut().expect("collected").mlp[7] = 0.0;
         let small = sample.compress(6, metric);
         let of = |name| small.report.maps.iter().find(|map| map.name == name).expect("factorised");
         assert!(of(MapName::Up).fallbacks > 0 && small.report.mlp.fallbacks > 0, "{metric:?}");

@@ -222,9 +222,7 @@ impl Asked {
 impl<'a> CompareRun<'a> {
     /// The calibration that all of these cells of a draw share.
     pub(super) fn calibration_run(&'a self, drawn: &'a SeededDraw, cells: &[&Asked]) -> CalibrationRun<'a> {
-        let collects = cells.iter().map(|cell| cell.request.collect());
-        let collect = collects
-            .fold(Collect::default(), |a, b| Collect { logits: a.logits || b.logits, inputs: a.inputs || b.inputs });
+        let collect = cells.iter().map(|cell| cell.request.collect()).fold(Collect::default(), Collect::or);
         let needs_rows = cells.iter().any(|cell| cell.request.methods.needs_row_fisher());
         let needs_gradients = cells.iter().any(|cell| cell.request.unit == ErrorUnit::Nats);
         CalibrationRun {
