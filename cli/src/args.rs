@@ -13,7 +13,7 @@ pub(crate) use compare::{CompareArgs, ReproduceArgs, SampleArgs};
 pub(crate) use compress::{CalibrateArgs, CompressArgs, DTypeName, PlanArgs};
 use numbers::{parse_bytes, parse_positive};
 pub(crate) use target::{
-    AllocationName, FisherRowsName, MlpName, ModeName, QueryKeyName, ScoreName, TargetArgs, ValueOutputName,
+    AllocationName, FisherRowsName, MlpName, ModeName, PrefixName, QueryKeyName, ScoreName, TargetArgs, ValueOutputName,
 };
 
 const ABOUT: &str = "Makes trained language models smaller, without training";

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use modegpt::architecture::DType;
 use modegpt::checkpoint::{Existing, FolderSource};
 use modegpt::compress::{
-    ErrorUnit, MapMetric, Methods, MlpMethod, Mode, QueryKeyMethod, Ridges, Rounding, Target, ValueOutputMethod,
+    ErrorUnit, MapMetric, Methods, MlpMethod, Mode, PrefixRefit, QueryKeyMethod, Ridges, Rounding, Target,
+    ValueOutputMethod,
 };
 use modegpt::run::{AllocationChoice, PlanRequest};
 use modegpt::statistics::RowFisher;
@@ -15,7 +16,7 @@ use modegpt::{Calibration, CalibrationOptions, CorpusOptions, LabelledSamples, M
 
 use crate::args::{
     AllocationName, CalibrationArgs, DTypeName, DrawArgs, FisherRowsName, JoinName, MlpName, ModeName, Placement,
-    QueryKeyName, ReadingArgs, ScoreName, TargetArgs, ValueOutputName,
+    PrefixName, QueryKeyName, ReadingArgs, ScoreName, TargetArgs, ValueOutputName,
 };
 use crate::failure::Failure;
 use crate::progress::Bars;
@@ -218,7 +219,11 @@ fn methods(args: &TargetArgs, usual: Methods) -> Result<Methods, Failure> {
             ValueOutputName::Values => ValueOutputMethod::Values,
             ValueOutputName::Attention => ValueOutputMethod::Attention,
         }),
-        prefix: args.prefix.unwrap_or(usual.prefix),
+        prefix: args.prefix.map_or(usual.prefix, |name| match name {
+            PrefixName::None => PrefixRefit::None,
+            PrefixName::Output => PrefixRefit::Output,
+            PrefixName::All => PrefixRefit::All,
+        }),
         maps: None,
     })
 }
@@ -230,7 +235,7 @@ fn plain_methods(args: &TargetArgs, usual: Methods) -> Result<Methods, Failure> 
         ("--mlp-bias", args.mlp_bias.is_some()),
         ("--query-key", args.query_key.is_some()),
         ("--value-output", args.value_output.is_some()),
-        ("--prefix", args.prefix == Some(true)),
+        ("--prefix", args.prefix.is_some_and(PrefixName::is_any)),
     ];
     if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
         return Err(Failure::Usage(format!("{name} belongs to the modes best and paper")));

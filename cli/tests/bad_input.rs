@@ -387,7 +387,7 @@ fn plans_for_which_something_is_missing() {
     }
 
     let mut refitted = desk.json("shares.json");
-    refitted["methods"]["prefix"] = json!(true);
+    refitted["methods"]["prefix"] = json!("all");
     desk.write_json("refitted.json", &refitted);
     let samples = ["refitted on the compressed prefix", "pass --calibration"];
     check_early(&desk, &apply("refitted.json", "--statistics plain"), &samples);

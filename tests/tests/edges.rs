@@ -4,7 +4,7 @@
 
 use modegpt::architecture::LayerWeights;
 use modegpt::calibration::GramPath;
-use modegpt::compress::{Methods, Mode, Report, Target};
+use modegpt::compress::{Methods, Mode, PrefixRefit, Report, Target};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
 use modegpt::text_tools::{Windows, token_hash};
@@ -27,13 +27,13 @@ struct Stored {
 #[derive(Clone, Copy, Debug)]
 struct Way {
     mode: Mode,
-    prefix: bool,
+    prefix: PrefixRefit,
 }
 
 const WAYS: [Way; 3] = [
-    Way { mode: Mode::Paper, prefix: false },
-    Way { mode: Mode::Best, prefix: false },
-    Way { mode: Mode::Best, prefix: true },
+    Way { mode: Mode::Paper, prefix: PrefixRefit::None },
+    Way { mode: Mode::Best, prefix: PrefixRefit::None },
+    Way { mode: Mode::Best, prefix: PrefixRefit::All },
 ];
 
 /// Compresses, and tells what it cost.

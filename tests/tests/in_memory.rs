@@ -8,13 +8,13 @@ use std::sync::Arc;
 use modegpt::architecture::{ModelConfig, NormPlacement};
 use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::MemorySource;
-use modegpt::compress::{ErrorUnit, Methods, Mode, Plan, Target};
+use modegpt::compress::{ErrorUnit, Methods, Mode, Plan, PrefixRefit, Target};
 use modegpt::evaluation::{SamplerOptions, Stop};
 use modegpt::in_memory::{self, InMemoryError, Observation, Output, SparsityRequest};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanSource};
 use modegpt::statistics::LayerStatistics;
-use modegpt::{AllocationChoice, Calibration, Model, PlanRequest, Silent, prefix_pays, write};
+use modegpt::{AllocationChoice, Calibration, Model, PlanRequest, Silent, write};
 use modegpt_tests::{open, stories};
 
 fn request(sparsity: f64, mode: Mode) -> PlanRequest {
@@ -155,7 +155,7 @@ fn what_takes_a_file_system_is_refused() {
     let best = request(0.1, Mode::Best);
     let seen = observe(&model, &calibration, best.collect()).expect("observes");
     let nats = PlanRequest { unit: ErrorUnit::Nats, ..best };
-    let prefix = PlanRequest { methods: Methods { prefix: true, ..best.methods }, ..best };
+    let prefix = PlanRequest { methods: Methods { prefix: PrefixRefit::All, ..best.methods }, ..best };
     let honest = plan(&model, &seen, &best).expect("reachable");
     let dtype = model.checkpoint.dtype();
     for (request, named) in [(nats, "gradients"), (prefix, "compressed prefix")] {
@@ -172,9 +172,14 @@ fn a_refit_on_the_prefix_takes_many_samples_and_norms_before_modules() {
     let model = open("opt-tiny-stories");
     // 16 tokens for each of 384 hidden units.
     let (few, many) = (stories(&model, 23, 256), stories(&model, 24, 256));
-    assert!(prefix_pays(model.config(), &many) && !prefix_pays(model.config(), &few));
+    let plain = request(0.1, Mode::Best);
+    let fisher = PlanRequest { unit: ErrorUnit::Nats, ..plain };
+    let usual = |request: PlanRequest, samples| request.usual_prefix(model.config(), samples);
+    assert_eq!([usual(plain, &many), usual(fisher, &many)], [PrefixRefit::Output, PrefixRefit::All]);
+    assert_eq!([usual(plain, &few), usual(fisher, &few)], [PrefixRefit::None; 2]);
+    assert_eq!(usual(request(0.1, Mode::Paper), &many), PrefixRefit::None);
     let post = ModelConfig { norm_placement: NormPlacement::Post, ..model.config().clone() };
-    assert!(!prefix_pays(&post, &many));
+    assert_eq!(fisher.usual_prefix(&post, &many), PrefixRefit::None);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use modegpt::architecture::WeightProvider;
 use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::Existing;
-use modegpt::compress::{ErrorUnit, Methods, Mode, Target};
+use modegpt::compress::{ErrorUnit, Methods, Mode, PrefixRefit, Target};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{
     AllocationChoice, CalibrationRun, CompressionOptions, CompressionResult, PlanRequest, PlanSource, StatisticsFolder,
@@ -120,7 +120,7 @@ fn mode_best_loses_far_less_than_the_paper() {
         let uniform = PlanRequest { allocation: AllocationChoice::Uniform, ..paper };
         let papers = rise("uniform", uniform, None).min(rise("paper", paper, None));
         let plain = rise("best", best, None);
-        let refitted = PlanRequest { methods: Methods { prefix: true, ..best.methods }, ..best };
+        let refitted = PlanRequest { methods: Methods { prefix: PrefixRefit::All, ..best.methods }, ..best };
         let prefix = rise("prefix", refitted, None);
         let nats = PlanRequest { unit: ErrorUnit::Nats, ..best };
         let fisher = rise("fisher", nats, None);

@@ -9,8 +9,8 @@ use super::{CommonArgs, DrawArgs, ModelArg, ReadingArgs};
 
 const COMPARE_HELP: &str = "\
 Methods are modes, and behind a mode what differs from what it does: -uniform, -influence or -curves
-(how sparsity is spread), -fisher (errors weighed with gradients of the loss), -prefix or -no-prefix
-(a refit on the compressed prefix).
+(how sparsity is spread), -fisher (errors weighed with gradients of the loss), -prefix, -prefix-output or
+-no-prefix (a refit on the compressed prefix).
 
 Every finished cell is a file in OUTPUT/cells. --resume goes on with them, also when more is asked
 for: methods, sparsities or seeds may be added; a cell that was computed from other texts, samples or

@@ -69,12 +69,13 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) mlp_bias: Option<bool>,
 
-    /// Refit down maps once more on what the compressed layers before really produce
+    /// Refit maps once more on what the compressed layers before really produce
     ///
     /// If not given: in mode best, for models that normalise before each module, where the calibration text is given to
-    /// `compress` and has 16 tokens or more for each hidden unit. A plan says it only if asked to.
-    #[arg(long, value_name = "WHETHER", num_args = 0..=1, default_missing_value = "true")]
-    pub(crate) prefix: Option<bool>,
+    /// `compress` and has 16 tokens or more for each hidden unit: all with --fisher, else the output maps. A plan says it
+    /// only if asked to.
+    #[arg(long, value_enum, value_name = "MAPS", num_args = 0..=1, default_missing_value = "all")]
+    pub(crate) prefix: Option<PrefixName>,
 
     /// Power of the size of inputs in mode asvd; 0.5
     #[arg(long, value_name = "A", allow_negative_numbers = true)]
@@ -88,7 +89,7 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "EPS", allow_negative_numbers = true)]
     pub(crate) epsilon: Option<f64>,
 
-    /// In the refit on the compressed prefix: for how many tokens for each hidden unit the map that is there counts
+    /// In the refit on the compressed prefix: for how many tokens for each of its inputs a map that is there counts
     ///
     /// The larger, the less is refitted, and the less is learnt of the samples that other text does not bear out.
     #[arg(long, value_name = "N", default_value_t = 8.0, allow_negative_numbers = true)]
@@ -134,6 +135,24 @@ pub(crate) enum ModeName {
     SvdLlm,
     /// Whole channels go by the size of their weights, and nothing is refitted
     Sliced,
+}
+
+/// Which maps are refitted on the compressed prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrefixName {
+    /// No map
+    None,
+    /// The output maps of attention
+    Output,
+    /// The output maps of attention and the down maps of MLPs
+    All,
+}
+
+impl PrefixName {
+    /// Whether anything is refitted.
+    pub(crate) fn is_any(self) -> bool {
+        self != Self::None
+    }
 }
 
 /// By what channels are sliced.

@@ -11,10 +11,10 @@ use modegpt::run::{
     compress,
 };
 use modegpt::statistics::RowFisher;
-use modegpt::{Calibration, Model, Reporter, prefix_pays};
+use modegpt::{Calibration, Model, Reporter};
 use serde::Serialize;
 
-use crate::args::{CalibrationArgs, CompressArgs};
+use crate::args::{CalibrationArgs, CompressArgs, PrefixName};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::Bars;
@@ -99,7 +99,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     if let PlanSource::Make(request) = &mut options.plan
         && args.target.prefix.is_none()
     {
-        request.methods.prefix = request.mode == Mode::Best && prefix_pays(model.config(), &calibration);
+        request.methods.prefix = request.usual_prefix(model.config(), &calibration);
     }
     let collect = options.plan.collect();
     let run = run_of(&model, &calibration, &found, &args.calibration, collect, args.common.batch_tokens, &bars)?;
@@ -134,7 +134,7 @@ fn announce_trial(options: &CompressionOptions) {
 
 /// Refuses a refit on the compressed prefix without samples that could be carried through it.
 fn check_prefix(args: &CompressArgs) -> Result<(), Failure> {
-    if args.target.prefix == Some(true) && args.calibration.calibration.is_empty() {
+    if args.target.prefix.is_some_and(PrefixName::is_any) && args.calibration.calibration.is_empty() {
         let reason = "--prefix carries the samples through the compressed layers: pass --calibration FILE… too";
         return Err(Failure::Usage(reason.to_owned()));
     }

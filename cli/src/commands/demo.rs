@@ -9,7 +9,7 @@ use modegpt::compress::{Mode, Target};
 use modegpt::evaluation::SamplerOptions;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
 use modegpt::text_tools::{Corpus, Strategy};
-use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model, prefix_pays};
+use modegpt::{Calibration, CalibrationOptions, EvaluationOptions, Model};
 use serde::Serialize;
 
 use crate::args::{DemoArgs, DemoModel};
@@ -116,7 +116,7 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
     let calibration = Calibration::draw(model, &[Corpus::from_plain("calibration.txt", CALIBRATION)?], options)?;
     let bars = Bars::default();
     let mut request = PlanRequest::new(Target::Sparsity(args.sparsity), Mode::Best);
-    request.methods.prefix = prefix_pays(model.config(), &calibration);
+    request.methods.prefix = request.usual_prefix(model.config(), &calibration);
     let plan = PlanSource::Make(request);
     let run = CalibrationRun {
         collect: request.collect(),
@@ -124,7 +124,7 @@ fn shrink(model: &Model, args: &DemoArgs, found: &FoundDevice, target: &Path) ->
         reporter: &bars,
         ..CalibrationRun::new(model, &calibration, &found.compute, found.gram_path)
     };
-    announce(model, &calibration, found, run.memory_plan(request.methods.prefix));
+    announce(model, &calibration, found, run.memory_plan(request.methods.prefix.is_any()));
     announce_plan(&plan);
     let options = CompressionOptions::new(plan);
     let result = pollster::block_on(compress(&run, &options, target))?;

@@ -111,6 +111,35 @@ impl MapMetric {
     }
 }
 
+/// Which maps are refitted once more on the stream that the compressed layers before them produce, towards that of the
+/// original model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PrefixRefit {
+    /// None.
+    None,
+    /// The output maps of attention.
+    Output,
+    /// The output maps of attention and the down maps.
+    All,
+}
+
+impl PrefixRefit {
+    /// Whether anything is refitted.
+    pub fn is_any(self) -> bool {
+        self != Self::None
+    }
+
+    /// Its name in options and plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Output => "output",
+            Self::All => "all",
+        }
+    }
+}
+
 /// The methods of the three modules, or that of all maps.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -123,8 +152,8 @@ pub struct Methods {
     pub query_key: QueryKeyMethod,
     /// Value and output maps.
     pub value_output: ValueOutputMethod,
-    /// Whether down maps are refitted once more on the stream that the compressed layers before them produce.
-    pub prefix: bool,
+    /// What is refitted once more on the stream that the compressed layers before produce.
+    pub prefix: PrefixRefit,
     /// If given, modules are left alone, widths stay, and every map becomes a product by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maps: Option<MapMetric>,
@@ -137,7 +166,7 @@ impl Methods {
         mlp_bias: false,
         query_key: QueryKeyMethod::Cr,
         value_output: ValueOutputMethod::Values,
-        prefix: false,
+        prefix: PrefixRefit::None,
         maps: None,
     };
 
@@ -147,7 +176,7 @@ impl Methods {
         mlp_bias: true,
         query_key: QueryKeyMethod::Refit,
         value_output: ValueOutputMethod::Attention,
-        prefix: false,
+        prefix: PrefixRefit::None,
         maps: None,
     };
 
@@ -221,7 +250,11 @@ impl fmt::Display for Methods {
             ValueOutputMethod::Wanda => "sliced by Wanda scores",
         };
         write!(f, "MLP: {mlp}; query–key: {query_key}; value–output: {value_output}")?;
-        if self.prefix { f.write_str("; down maps refitted on the compressed prefix") } else { Ok(()) }
+        match self.prefix {
+            PrefixRefit::None => Ok(()),
+            PrefixRefit::Output => f.write_str("; output maps refitted on the compressed prefix"),
+            PrefixRefit::All => f.write_str("; output and down maps refitted on the compressed prefix"),
+        }
     }
 }
 

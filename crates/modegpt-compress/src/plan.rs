@@ -130,8 +130,8 @@ pub struct Ridges {
     pub refit: f64,
     /// In the least squares that refit the gains of rotary pairs.
     pub gains: f64,
-    /// In the least squares that refit down maps on the compressed prefix: for how many tokens for each hidden unit the
-    /// map that is there counts. With `n` tokens and `k` units `prefix · k / n` times the mean diagonal is added.
+    /// In the least squares that refit maps on the compressed prefix: for how many tokens for each of its inputs the map
+    /// that is there counts. With `n` tokens and `k` units `prefix · k / n` times the mean diagonal is added.
     pub prefix: f64,
 }
 
@@ -464,8 +464,9 @@ impl Plan {
                 ErrorUnit::Nats | ErrorUnit::ResidualEnergy => Ok(()),
             };
         };
-        if prefix {
-            return Err(field_error("methods.prefix", "false, since `methods.maps` leaves modules alone", prefix));
+        if prefix.is_any() {
+            let expected = "none, since `methods.maps` leaves modules alone";
+            return Err(field_error("methods.prefix", expected, prefix.name()));
         }
         if self.unit != metric.unit() {
             return Err(field_error("unit", format!("{}, as `methods.maps` weighs errors", metric.unit()), self.unit));

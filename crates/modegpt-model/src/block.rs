@@ -85,6 +85,28 @@ impl Block {
         self.run(x, None, probe)
     }
 
+    /// Applies the first half of the block: attention with its residual connection.
+    pub fn forward_attention(&self, x: Tensor<3>) -> Tensor<3> {
+        self.probe_attention(x, &mut Closed)
+    }
+
+    /// Applies the first half of the block and lets `probe` see, and replace, what passes inside it.
+    pub fn probe_attention(&self, x: Tensor<3>, probe: &mut dyn Probe) -> Tensor<3> {
+        let dims = x.dims();
+        self.run_attention(x, None, probe).reshape(dims)
+    }
+
+    /// Applies the second half of the block to what the first one gave: the MLP with its residual connection.
+    pub fn forward_mlp(&self, x: Tensor<3>) -> Tensor<3> {
+        self.probe_mlp(x, &mut Closed)
+    }
+
+    /// Applies the second half of the block and lets `probe` see, and replace, what passes inside it.
+    pub fn probe_mlp(&self, x: Tensor<3>, probe: &mut dyn Probe) -> Tensor<3> {
+        let [batch, tokens, d_model] = x.dims();
+        self.run_mlp(x.reshape([batch * tokens, d_model]), probe).reshape([batch, tokens, d_model])
+    }
+
     /// Applies the block to the next tokens of one sequence, `[1, tokens, d_model]`: either all of its first ones, into an
     /// empty cache, or one at a time.
     pub fn extend(&self, x: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
@@ -92,15 +114,25 @@ impl Block {
     }
 
     fn run(&self, x: Tensor<3>, cache: Option<&mut KvCache>, probe: &mut dyn Probe) -> Tensor<3> {
+        let dims = x.dims();
+        let x = self.run_attention(x, cache, probe);
+        self.run_mlp(x, probe).reshape(dims)
+    }
+
+    /// `[batch, tokens, d_model]` → `[batch * tokens, d_model]`
+    fn run_attention(&self, x: Tensor<3>, cache: Option<&mut KvCache>, probe: &mut dyn Probe) -> Tensor<2> {
         let [batch, tokens, d_model] = x.dims();
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let rotary = RotaryTables::new(&self.config, &self.shape, start, tokens, &self.compute);
         let x = x.reshape([batch * tokens, d_model]);
-        let x = self.around(x, &self.attention_norm, |x| {
+        self.around(x, &self.attention_norm, |x| {
             self.attention.forward(x, batch, rotary.as_ref(), cache, &self.compute, probe)
-        });
-        let x = self.around(x, &self.mlp_norm, |x| self.mlp.forward(x, &self.compute, probe));
-        x.reshape([batch, tokens, d_model])
+        })
+    }
+
+    /// `[rows, d_model]`, same shape out.
+    fn run_mlp(&self, x: Tensor<2>, probe: &mut dyn Probe) -> Tensor<2> {
+        self.around(x, &self.mlp_norm, |x| self.mlp.forward(x, &self.compute, probe))
     }
 
     /// A sublayer with its residual connection and normalisation.

@@ -2,7 +2,8 @@
 
 use modegpt_linalg::Gram;
 
-/// Weighed sums over tokens of the hidden units `z` of a compressed layer and of what its down map is to carry, `t`.
+/// Weighed sums over tokens of what enters the last map of a module of a compressed layer, `z`, and of what that map is to
+/// carry, `t`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrefixStatistics {
     /// `Σ zᵀ z`, `[k, k]`.
@@ -10,7 +11,7 @@ pub struct PrefixStatistics {
     /// `Σ zᵀ t`, `[k, d_model]`, row-major.
     pub cross: Vec<f64>,
     /// `Σ z`, `[k]`.
-    pub hidden_sum: Vec<f64>,
+    pub unit_sum: Vec<f64>,
     /// `Σ t`, `[d_model]`.
     pub target_sum: Vec<f64>,
     /// The sum of the weights.

@@ -14,8 +14,8 @@ use modegpt_architecture::{DType, WeightError, WeightProvider};
 use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer};
 use modegpt_checkpoint::{LoadError, SaveError, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    Curves, ErrorUnit, Layer, LayerReport, Methods, Mode, ModelSummary, Orders, Plan, Report, Ridges, Rounding, Target,
-    compress_layer,
+    Curves, ErrorUnit, Layer, LayerReport, Methods, Mode, ModelSummary, Orders, Plan, PrefixRefit, Report, Ridges,
+    Rounding, Target, compress_layer,
 };
 use modegpt_model::{Compute, ComputeError, ResidualStream};
 use modegpt_statistics::LayerStatistics;
@@ -304,8 +304,10 @@ fn with_layer<T>(
 fn check_needs(unit: ErrorUnit, methods: Methods) -> Result<(), InMemoryError> {
     match (unit, methods.prefix) {
         (ErrorUnit::Nats, _) => Err(InMemoryError::NotInMemory("weighing errors with gradients")),
-        (_, true) => Err(InMemoryError::NotInMemory("a refit on the compressed prefix")),
-        (ErrorUnit::ResidualEnergy | ErrorUnit::MapEnergy, false) => Ok(()),
+        (_, PrefixRefit::Output | PrefixRefit::All) => {
+            Err(InMemoryError::NotInMemory("a refit on the compressed prefix"))
+        }
+        (ErrorUnit::ResidualEnergy | ErrorUnit::MapEnergy, PrefixRefit::None) => Ok(()),
     }
 }
 

@@ -31,7 +31,7 @@ pub use evaluate::{
 };
 pub use model::{Model, ModelError};
 pub use multiple_choice::{Answer, EncodedTask, TaskProtocol, TaskScore, answer_task};
-pub use plan_request::{AllocationChoice, PlanRequest, prefix_pays};
+pub use plan_request::{AllocationChoice, PlanRequest};
 pub use reporter::{Reporter, Silent};
 pub use spectra::{Spectrum, each_weight_spectrum, weight_spectra};
 pub use text::{Calibration, CalibrationOptions, CorpusOptions, LabelledSamples, read_corpus};

@@ -32,7 +32,7 @@ function run(...args: string[]): { perplexity: number } & Record<string, unknown
 }
 
 describe.each([
-  ['opt', 'opt-tiny-stories', 'mode=best', ['--mode', 'best', '--prefix', 'false']],
+  ['opt', 'opt-tiny-stories', 'mode=best', ['--mode', 'best', '--prefix', 'none']],
   ['llama', 'stories260k', 'mode=paper&allocation=uniform', ['--mode', 'paper', '--allocation', 'uniform']],
 ] as const)('the bundled %s model', (key, folder, asked, options) => {
   test('is explored: map, spectrum, activations', async () => {

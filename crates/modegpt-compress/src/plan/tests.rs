@@ -208,7 +208,7 @@ fn ranks_that_cannot_be_are_refused_by_name() {
     check("/methods/maps/alpha", json!(-0.5), "plan, field `methods.maps.alpha`");
     check("/methods/maps", json!({"metric": "svd", "alpha": 1.0}), "plan: unknown field `alpha`");
     check("/methods/maps", json!({"metric": "dvs"}), "plan: unknown variant `dvs`");
-    check("/methods/prefix", json!(true), "plan, field `methods.prefix`");
+    check("/methods/prefix", json!("output"), "plan, field `methods.prefix`");
     check("/unit", json!("nats"), "plan, field `unit`: expected shares of what each map carries");
     check("/methods/maps", Value::Null, "plan, field `unit`");
     check("/rounding/rank", json!(0), "plan, field `rounding`");

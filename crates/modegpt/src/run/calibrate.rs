@@ -298,6 +298,15 @@ enum Place {
     Disk,
 }
 
+/// A place in a layer where the residual stream is whole.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Within {
+    Input,
+    /// Behind attention.
+    Middle,
+    Output,
+}
+
 /// A stream of the refit on the compressed prefix, kept on the disk between layers, to resume from, and in memory too unless memory is short.
 pub(super) struct KeptStream<'a> {
     run: &'a CalibrationRun<'a>,
@@ -337,30 +346,42 @@ impl<'a> KeptStream<'a> {
         Ok(Self { run, kept, place })
     }
 
-    /// The input of `layer`, to be read only.
-    pub(super) fn look(&mut self, layer: usize) -> Result<ResidualStream<'_>, RunError> {
+    /// The stream at this place in `layer`, to be read only.
+    pub(super) fn look(&mut self, layer: usize, at: Within) -> Result<ResidualStream<'_>, RunError> {
+        let path = self.path(layer, at);
         Ok(match &mut self.place {
             Place::Memory(values) => self.run.stream(Box::new(values)),
-            Place::Disk => self.run.stream(Box::new(FileStore::read_only(&self.kept.path(layer))?)),
+            Place::Disk => self.run.stream(Box::new(FileStore::read_only(&path)?)),
         })
     }
 
-    /// The input of `layer`, to be replaced by its output.
-    pub(super) fn open(&mut self, layer: usize) -> Result<ResidualStream<'_>, RunError> {
+    /// The stream at one place in `layer`, to be replaced by that at a later one.
+    pub(super) fn open(&mut self, layer: usize, from: Within, to: Within) -> Result<ResidualStream<'_>, RunError> {
+        let (input, output) = (self.path(layer, from), self.path(layer, to));
         Ok(match &mut self.place {
             Place::Memory(values) => self.run.stream(Box::new(values)),
-            Place::Disk => {
-                let output = self.kept.path(layer + 1).with_extension("tmp");
-                self.run.stream(Box::new(FileStore::new(Some(&self.kept.path(layer)), &output)?))
-            }
+            Place::Disk => self.run.stream(Box::new(FileStore::new(Some(&input), &output)?)),
         })
+    }
+
+    /// The file for it, where the stream is not in memory.
+    fn path(&self, layer: usize, at: Within) -> PathBuf {
+        match at {
+            Within::Input => self.kept.path(layer),
+            Within::Middle => self.kept.path(layer).with_extension("middle"),
+            Within::Output => self.kept.path(layer + 1).with_extension("tmp"),
+        }
     }
 
     /// Keeps the output of `layer` in place of its input.
     pub(super) fn settle(&mut self, layer: usize) -> Result<(), RunError> {
         match &self.place {
             Place::Memory(values) => self.kept.save(layer + 1, values)?,
-            Place::Disk => self.kept.seal(layer + 1, &self.kept.path(layer + 1).with_extension("tmp"))?,
+            Place::Disk => {
+                self.kept.seal(layer + 1, &self.path(layer, Within::Output))?;
+                // Not there if the layer was passed in one step; what cannot be removed is overwritten or goes with the rest.
+                let _ = std::fs::remove_file(self.path(layer, Within::Middle));
+            }
         }
         // The input stays until the next layer is done: a run killed now repeats this layer from it.
         if layer > 0 {

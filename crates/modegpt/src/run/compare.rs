@@ -120,7 +120,7 @@ impl CompareRun<'_> {
     pub fn memory_plan(&self) -> Result<MemoryPlan, CompareError> {
         let grid = Grid::new(self)?;
         let cells: Vec<&Asked> = grid.asked.iter().collect();
-        let prefix = cells.iter().any(|cell| cell.request.methods.prefix);
+        let prefix = cells.iter().any(|cell| cell.request.methods.prefix.is_any());
         Ok(self.calibration_run(&self.draws[0], &cells).memory_plan(prefix))
     }
 }

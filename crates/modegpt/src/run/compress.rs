@@ -85,7 +85,7 @@ impl CompressionOptions {
 
     /// What memory `run` will take with the compression that follows.
     pub fn memory_plan(&self, run: &CalibrationRun<'_>) -> MemoryPlan {
-        let plan = run.memory_plan(self.plan.methods().prefix);
+        let plan = run.memory_plan(self.plan.methods().prefix.is_any());
         let held_out = self.held_out.as_ref().map_or(0, |samples| 4 * samples.windows.ids.len());
         MemoryPlan { host_bytes: plan.host_bytes + (held_out * run.model.config().d_model) as u64, ..plan }
     }
@@ -178,7 +178,7 @@ pub async fn compress(
 /// Refuses, before any work, a plan for which something is missing.
 fn check_needs(run: &CalibrationRun<'_>, options: &CompressionOptions) -> Result<(), RunError> {
     let config = run.model.config();
-    if options.plan.methods().prefix {
+    if options.plan.methods().prefix.is_any() {
         if config.norm_placement == NormPlacement::Post {
             let reason = "this model normalises what leaves a module, so that its stream is no plain sum";
             return Err(RunError::NoPrefix { reason });
@@ -272,7 +272,7 @@ async fn apply(
     // A note is written after its shard: where it is, both are.
     let note = |index: usize| format!("layers/{index:05}.json");
     let mut done: Vec<Done> = (0..n_layers).map_while(|index| read_note(folder, &note(index))).collect();
-    let mut prefix = if plan.methods.prefix && done.len() < n_layers {
+    let mut prefix = if plan.methods.prefix.is_any() && done.len() < n_layers {
         let resumed = Prefix::resume(run, folder, done.len())?;
         if resumed.is_none() {
             // Without the streams there is nothing to go on from.
@@ -300,9 +300,10 @@ async fn apply(
             prefix.pass(index).await?;
         } else if let Some(prefix) = &mut prefix {
             let dense = weights.into_dense().map_err(WeightError::from)?;
-            let (refitted, attempts) = prefix.refit(index, dense, &shape, plan.ridges.prefix).await?;
-            weights = refitted.into();
-            report.mlp.fallbacks += attempts;
+            let refitted = prefix.refit(index, dense, &shape, plan.methods.prefix, plan.ridges.prefix).await?;
+            report.value_output.fallbacks += refitted.output_attempts;
+            report.mlp.fallbacks += refitted.down_attempts;
+            weights = refitted.weights.into();
         }
         check_fallbacks(&report, options.strict, run.reporter)?;
         folder

@@ -95,7 +95,7 @@ pub enum RunError {
         reason: String,
     },
     /// The plan refits on the compressed prefix, which cannot be done.
-    #[error("down maps are to be refitted on the compressed prefix, but {reason}")]
+    #[error("maps are to be refitted on the compressed prefix, but {reason}")]
     NoPrefix {
         /// Why not.
         reason: &'static str,

@@ -34,8 +34,8 @@ impl MemoryPlan {
     /// The plan for compressing `config` with the given calibration set, keeping the stream on the disk if the host would
     /// otherwise need more than `max_host_bytes`.
     ///
-    /// `inputs`: whether the inputs of whole maps are collected too; `prefix`: whether down maps are refitted on the
-    /// compressed prefix.
+    /// `inputs`: whether the inputs of whole maps are collected too; `prefix`: whether maps are refitted on the compressed
+    /// prefix.
     pub(crate) fn new(
         config: &ModelConfig,
         work: Workload,
@@ -61,6 +61,8 @@ impl MemoryPlan {
         let decompose = 3 * weights + 2 * statistics + largest(factorisation_bytes);
         // The refit on the compressed prefix holds two streams and observes, while nothing is factorised.
         let (refit, n_streams) = if prefix { (observe + weights, 2) } else { (0, 0) };
+        // Of each the inputs of two layers and what is being written, and of one the place behind attention.
+        let n_stream_files = 2 + if prefix { 3 * n_streams + 1 } else { 0 };
         let device_bytes = weights + activations;
         let host_work = if work.is_host { observe } else { observe - activations / 2 };
         let without_stream = PROGRAM_BYTES + ids + host_work.max(decompose).max(refit);
@@ -72,7 +74,7 @@ impl MemoryPlan {
         Self {
             host_bytes: if stream_on_disk { without_stream } else { with_stream },
             device_bytes,
-            scratch_bytes: n_layers * statistics + (2 + 2 * n_streams) * stream_bytes,
+            scratch_bytes: n_layers * statistics + n_stream_files * stream_bytes,
             stream_bytes,
             stream_on_disk,
         }

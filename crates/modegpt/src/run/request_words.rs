@@ -27,7 +27,7 @@ fn request_words(request: &PlanRequest) -> Vec<(&'static str, String)> {
         words.push(("--alpha", alpha.to_string()));
     }
     // Where it is not asked for, the samples decide.
-    words.push(("--prefix", methods.prefix.to_string()));
+    words.push(("--prefix", methods.prefix.name().to_owned()));
     words.push(("errors", format!("in {unit}")));
     if allocation_name(allocation) != allocation_name(usual.allocation) {
         words.push(("--allocation", allocation_name(allocation).to_owned()));
@@ -97,7 +97,7 @@ pub(super) fn name(value: impl Serialize) -> String {
 
 #[cfg(test)]
 mod tests {
-    use modegpt_compress::{ErrorUnit, MlpMethod, Mode, QueryKeyMethod, Rounding, ValueOutputMethod};
+    use modegpt_compress::{ErrorUnit, MlpMethod, Mode, PrefixRefit, QueryKeyMethod, Rounding, ValueOutputMethod};
 
     use super::*;
 
@@ -113,7 +113,7 @@ mod tests {
         let best = PlanRequest::new(TARGET, Mode::Best);
         let ridges = "--ridge 0.001 ridge of the elimination 0.0001 --refit-ridge 0.00000001 ridge of the gains 0.000001 \
                       --prefix-ridge 8";
-        let plain = "--prefix false errors in shares of the residual energy";
+        let plain = "--prefix none errors in shares of the residual energy";
         assert_eq!(said(best), format!("--sparsity 0.3 --mode best {plain} {ridges}"));
         let methods = Methods { mlp: MlpMethod::Leverage, query_key: QueryKeyMethod::Cr, ..best.methods };
         let rounding = Some(Rounding { ff: 64, head: 8, rank: 8 });
@@ -143,7 +143,8 @@ mod tests {
             with_methods(Methods { mlp_bias: false, ..methods }),
             with_methods(Methods { query_key: QueryKeyMethod::Cr, ..methods }),
             with_methods(Methods { value_output: ValueOutputMethod::Values, ..methods }),
-            with_methods(Methods { prefix: true, ..methods }),
+            with_methods(Methods { prefix: PrefixRefit::All, ..methods }),
+            with_methods(Methods { prefix: PrefixRefit::Output, ..methods }),
             PlanRequest { unit: ErrorUnit::Nats, ..best },
             PlanRequest { allocation: AllocationChoice::Paper, ..best },
             PlanRequest { allocation: AllocationChoice::Epsilon(0.1), ..best },

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use modegpt_architecture::{ModelConfig, WeightProvider};
-use modegpt_compress::{Curves, Layer, Methods, Orders};
+use modegpt_compress::{Curves, Layer, Methods, Orders, PrefixRefit};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -133,6 +133,6 @@ impl Known<'_> {
 /// All that a survey depends on beside what is known of the model, the unit of its errors first.
 pub(super) fn survey_key(request: &PlanRequest, config: &ModelConfig) -> String {
     let PlanRequest { methods, unit, ridges, .. } = request;
-    let methods = Methods { prefix: false, ..*methods };
+    let methods = Methods { prefix: PrefixRefit::None, ..*methods };
     format!("{} {methods:?} {ridges:?} {:?}", unit.name(), request.rounding(config))
 }

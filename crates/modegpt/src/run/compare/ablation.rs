@@ -1,7 +1,7 @@
 //! The decisions in which mode best differs from the paper, one by one.
 
 use modegpt_architecture::{ModelConfig, NormPlacement};
-use modegpt_compress::{ErrorUnit, Mode, Target};
+use modegpt_compress::{ErrorUnit, Mode, PrefixRefit, Target};
 
 use crate::PlanRequest;
 
@@ -61,7 +61,9 @@ impl Steps {
         let decisions: Vec<Decision> = Decision::ALL.into_iter().filter(is_possible).collect();
         let paper = PlanRequest::new(target, Mode::Paper);
         let mut everything = PlanRequest { unit: ErrorUnit::Nats, ..PlanRequest::new(target, Mode::Best) };
-        everything.methods.prefix = decisions.contains(&Decision::Prefix);
+        if decisions.contains(&Decision::Prefix) {
+            everything.methods.prefix = PrefixRefit::All;
+        }
         let mut added = vec![("paper".to_owned(), paper)];
         let mut so_far = PlanRequest { mode: Mode::Best, ..paper };
         let mut left_out = vec![("everything".to_owned(), everything)];

@@ -1,11 +1,11 @@
 //! Methods by their names.
 
 use modegpt_architecture::ModelConfig;
-use modegpt_compress::{ErrorUnit, Mode, Target};
+use modegpt_compress::{ErrorUnit, Mode, PrefixRefit, Target};
 use serde_json::Value;
 
 use super::CompareError;
-use crate::{AllocationChoice, Calibration, PlanRequest, prefix_pays};
+use crate::{AllocationChoice, Calibration, PlanRequest};
 
 /// A method as a comparison is asked for it: a mode, and behind it what differs from what the mode does.
 ///
@@ -24,21 +24,22 @@ enum Change {
     Allocation(AllocationChoice),
     /// Errors are weighed with gradients of the loss.
     Fisher,
-    /// Whether down maps are refitted on the compressed prefix.
-    Prefix(bool),
+    /// What is refitted on the compressed prefix.
+    Prefix(PrefixRefit),
 }
 
 /// Far above any name that means something.
 const LONGEST_NAME: usize = 80;
 
 /// What may stand behind a mode.
-const CHANGES: [(&str, Change); 6] = [
+const CHANGES: [(&str, Change); 7] = [
     ("uniform", Change::Allocation(AllocationChoice::Uniform)),
     ("influence", Change::Allocation(AllocationChoice::Paper)),
     ("curves", Change::Allocation(AllocationChoice::ErrorCurves)),
     ("fisher", Change::Fisher),
-    ("prefix", Change::Prefix(true)),
-    ("no-prefix", Change::Prefix(false)),
+    ("prefix", Change::Prefix(PrefixRefit::All)),
+    ("prefix-output", Change::Prefix(PrefixRefit::Output)),
+    ("no-prefix", Change::Prefix(PrefixRefit::None)),
 ];
 
 impl NamedMethod {
@@ -84,7 +85,7 @@ impl NamedMethod {
         let mut request = self.request(sparsity);
         let is_said = self.changes.iter().any(|change| matches!(change, Change::Prefix(_)));
         if !is_said {
-            request.methods.prefix = self.mode == Mode::Best && prefix_pays(config, calibration);
+            request.methods.prefix = request.usual_prefix(config, calibration);
         }
         request
     }
@@ -144,7 +145,9 @@ mod tests {
         let fisher = PlanRequest { unit: ErrorUnit::Nats, ..best };
         assert_eq!(request("best-fisher"), fisher);
         assert_eq!(request("best-uniform-fisher"), PlanRequest { allocation: uniform, ..fisher });
-        assert!(request("best-prefix").methods.prefix && !request("best-no-prefix").methods.prefix);
+        let prefix = |name: &str| request(name).methods.prefix;
+        assert_eq!([prefix("best-prefix"), prefix("best-no-prefix")], [PrefixRefit::All, PrefixRefit::None]);
+        assert_eq!(prefix("best-prefix-output-fisher"), PrefixRefit::Output);
         assert_eq!(request("paper-curves").allocation, AllocationChoice::ErrorCurves);
     }
 
