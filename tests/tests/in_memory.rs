@@ -1,6 +1,7 @@
 //! The stages in memory do what the runs over a file system do.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::MemorySource;
 use modegpt::compress::{ErrorUnit, Methods, Mode, Plan, PrefixRefit, Target};
 use modegpt::evaluation::{SamplerOptions, Stop};
-use modegpt::in_memory::{self, InMemoryError, Observation, SparsityRequest};
+use modegpt::in_memory::{self, InMemoryError, Observation, Output, SparsityRequest};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanSource};
 use modegpt::statistics::LayerStatistics;
@@ -73,15 +74,16 @@ fn files_are_those_of_a_run_over_a_file_system() {
         let plan = plan(&model, &seen, &request).expect("reachable");
         let mut n_layers = 0;
         let dtype = model.checkpoint.dtype();
-        let result = in_memory::compress(&model, &calibration, &seen, &plan, dtype, |_| n_layers += 1);
-        let result = result.expect("compresses");
+        let mut files = BTreeMap::new();
+        let report = in_memory::compress(&model, &calibration, &seen, &plan, dtype, &mut files, |_| n_layers += 1);
+        let report = report.expect("compresses");
         let expected = files_in(&target);
-        assert_eq!(result.files.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}, {mode:?}");
+        assert_eq!(files.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{name}, {mode:?}");
         for (file, bytes) in &expected {
-            assert!(result.files[file] == *bytes, "{name}, {mode:?}: {file} differs");
+            assert!(files[file] == *bytes, "{name}, {mode:?}: {file} differs");
         }
-        assert_eq!((n_layers, result.report.layers.len()), (plan.layers.len(), plan.layers.len()));
-        Model::open(Arc::new(MemorySource(result.files))).expect("a model again");
+        assert_eq!((n_layers, report.layers.len()), (plan.layers.len(), plan.layers.len()));
+        Model::open(Arc::new(MemorySource(files))).expect("a model again");
     }
 }
 
@@ -114,7 +116,36 @@ fn what_does_not_belong_together_is_refused() {
     let plan = plan(&opt, &seen, &uniform).expect("reachable");
     let other = observe(&llama, &stories(&llama, 2, 32), Collect::default()).expect("observes");
     let dtype = llama.checkpoint.dtype();
-    in_memory::compress(&llama, &calibration, &other, &plan, dtype, |_| {}).expect_err("a plan of another model");
+    let mut files = BTreeMap::new();
+    let refused = in_memory::compress(&llama, &calibration, &other, &plan, dtype, &mut files, |_| {});
+    refused.expect_err("a plan of another model");
+    assert!(files.is_empty());
+}
+
+/// Takes so many bytes and no more.
+struct Room(usize);
+
+impl Output for Room {
+    fn put(&mut self, _file: &str, part: &[u8]) -> io::Result<()> {
+        self.0 = self.0.checked_sub(part.len()).ok_or_else(|| io::Error::other("no room is left"))?;
+        Ok(())
+    }
+}
+
+#[test]
+fn what_the_output_refuses_ends_the_work() {
+    let model = open("stories260k");
+    let calibration = stories(&model, 2, 32);
+    let seen = observe(&model, &calibration, Collect::default()).expect("observes");
+    let uniform = PlanRequest { allocation: AllocationChoice::Uniform, ..request(0.1, Mode::Paper) };
+    let plan = plan(&model, &seen, &uniform).expect("reachable");
+    let dtype = model.checkpoint.dtype();
+    let mut n_layers = 0;
+    // The embedding has 131 kB, a layer some 160.
+    let bytes = usize::try_from(model.checkpoint.bytes()).expect("small") / 2;
+    let refused = in_memory::compress(&model, &calibration, &seen, &plan, dtype, &mut Room(bytes), |_| n_layers += 1);
+    assert_eq!(refused.expect_err("a full disk").to_string(), "no room is left");
+    assert!((1..5).contains(&n_layers), "{n_layers} layers");
 }
 
 #[test]
@@ -131,7 +162,8 @@ fn what_takes_a_file_system_is_refused() {
         let message = plan(&model, &seen, &request).expect_err("a run").to_string();
         assert!(message.contains(named) && message.contains("in memory"), "{message}");
         let edited = Plan { unit: request.unit, methods: request.methods, ..honest.clone() };
-        in_memory::compress(&model, &calibration, &seen, &edited, dtype, |_| {}).expect_err("a run");
+        let mut files = BTreeMap::new();
+        in_memory::compress(&model, &calibration, &seen, &edited, dtype, &mut files, |_| {}).expect_err("a run");
     }
 }
 

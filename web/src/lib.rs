@@ -16,5 +16,5 @@ mod bindings;
 
 #[cfg(target_family = "wasm")]
 pub use bindings::{
-    Checkpoint, Compressed, Device, Files, Model, Statistics, Store, Weight, hold_widths, on_panic, predicted_error,
+    Archive, Checkpoint, Device, Files, Model, Statistics, Store, Weight, hold_widths, on_panic, predicted_error,
 };

@@ -1,5 +1,7 @@
 //! The JSON that travels between page and core, where it is not a type of the core itself.
 
+use std::collections::BTreeSet;
+
 use modegpt::architecture::{Activation, Family, MlpKind, Norm, NormPlacement, WeightProvider};
 use modegpt::checkpoint::{Checkpoint, total_params};
 use modegpt::compress::Rounding;
@@ -45,6 +47,8 @@ pub struct Summary {
     pub rounding: Rounding,
     /// The widths, layer by layer.
     pub layers: Vec<LayerSummary>,
+    /// Files with weights that the index names and that are not there.
+    pub missing: Vec<String>,
 }
 
 /// The widths of a layer.
@@ -59,13 +63,21 @@ pub struct LayerSummary {
     pub d_v: usize,
     /// Linear weights of the three modules: MLP, query and key, value and output.
     pub params: [u64; 3],
+    /// Whether a tensor of the layer lies in a file that is not there.
+    pub incomplete: bool,
 }
 
 impl Summary {
     /// The summary of the model in `checkpoint`.
     pub fn of(checkpoint: &Checkpoint) -> Self {
         let config = checkpoint.config();
-        let layers = config.layers.iter().map(|shape| LayerSummary {
+        let lost = checkpoint.index().lost();
+        let (keys, root) = checkpoint.keys();
+        let is_incomplete = |layer| {
+            let prefix = keys.layer_prefix(root, layer);
+            lost.range(prefix.clone()..).next().is_some_and(|(name, _)| name.starts_with(&prefix))
+        };
+        let layers = config.layers.iter().enumerate().map(|(layer, shape)| LayerSummary {
             d_ff: shape.d_ff,
             d_qk: shape.d_qk,
             d_v: shape.d_v,
@@ -75,7 +87,9 @@ impl Summary {
                 config.value_output_params(shape.d_v),
             ]
             .map(|n| n as u64),
+            incomplete: is_incomplete(layer),
         });
+        let missing: BTreeSet<_> = lost.values().cloned().collect();
         Self {
             family: match config.family {
                 Family::Opt => "OPT",
@@ -107,6 +121,7 @@ impl Summary {
             dtype: checkpoint.dtype().torch_name(),
             rounding: Rounding::default_for(config),
             layers: layers.collect(),
+            missing: missing.into_iter().collect(),
         }
     }
 }
@@ -220,6 +235,7 @@ pub struct StatisticsSummary {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use modegpt::architecture::WeightProvider;
@@ -266,7 +282,8 @@ mod tests {
         let curves = in_memory::curves(&model, &seen, &request, &Silent).expect("curves");
         let plan = in_memory::plan(&model, &seen, curves, &request).expect("a plan");
         let dtype = model.checkpoint.dtype();
-        let result = in_memory::compress(&model, &calibration, &seen, &plan, dtype, |_| {}).expect("compresses");
+        let mut files = BTreeMap::new();
+        let report = in_memory::compress(&model, &calibration, &seen, &plan, dtype, &mut files, |_| {});
         let options = EvaluationRequest { seq_len: 32, max_windows: Some(2), batch_tokens: 64 };
         let score = pollster::block_on(evaluate(&model, &corpus, options.into(), &compute, &Silent)).expect("scores");
         let config = model.config();
@@ -285,7 +302,7 @@ mod tests {
             },
             "activations": activations,
             "plan": plan,
-            "report": result.report,
+            "report": report.expect("compresses"),
             "evaluation": score,
             "written": WriteResult { text: String::new(), n_tokens: 0 },
         })
@@ -320,6 +337,43 @@ mod tests {
         let blocks: u64 = summary.layers.iter().flat_map(|layer| layer.params).sum();
         assert_eq!((summary.params, summary.block_params), (260_032, blocks));
         assert_eq!((summary.family, summary.dtype, summary.context), ("Llama", "float32", 512));
+    }
+
+    #[test]
+    fn a_summary_says_which_layers_are_not_whole() {
+        let shards = modegpt::checkpoint::MemorySource::from_iter(two_shards());
+        let checkpoint = Checkpoint::open_incomplete(Arc::new(shards)).expect("a part");
+        let summary = Summary::of(&checkpoint);
+        assert_eq!(summary.missing, ["two.safetensors"]);
+        let incomplete: Vec<_> = summary.layers.iter().map(|layer| layer.incomplete).collect();
+        assert_eq!(incomplete, [false, true, true, true, true]);
+        checkpoint.layer(0).expect("the first layer");
+        let message = checkpoint.layer(1).map(|_| ()).expect_err("the second").to_string();
+        assert!(message.contains("lies in `two.safetensors`, which is missing"), "{message}");
+    }
+
+    /// The bundled model's configuration, and an index by which all layers but the first lie in a file that is not there.
+    fn two_shards() -> Vec<(&'static str, Vec<u8>)> {
+        let whole = model();
+        let index = whole.checkpoint.index();
+        let in_first = |name: &str| !name.contains("layers.") || name.contains("layers.0.");
+        let map: BTreeMap<_, _> = index
+            .names()
+            .map(|name| (name, if in_first(name) { "one.safetensors" } else { "two.safetensors" }))
+            .collect();
+        let mut header = serde_json::Map::new();
+        let mut data = Vec::new();
+        for (name, entry) in index.entries().iter().filter(|(name, _)| in_first(name)) {
+            let begin = data.len();
+            data.extend(index.read_bytes(whole.checkpoint.source(), name).expect("its bytes"));
+            let about =
+                json!({"dtype": entry.dtype.to_string(), "shape": entry.shape, "data_offsets": [begin, data.len()]});
+            header.insert(name.clone(), about);
+        }
+        let header = Value::Object(header).to_string().into_bytes();
+        let shard = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+        let index = json!({"weight_map": map}).to_string().into_bytes();
+        vec![file!("config.json"), ("model.safetensors.index.json", index), ("one.safetensors", shard)]
     }
 
     #[test]

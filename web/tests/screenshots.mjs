@@ -27,9 +27,14 @@ const VIEWS = {
   cr: '#/learn/cr?pairs=broken',
   allocation: '#/learn/allocation',
   explore: '#/explore?device=cpu&matrix=down&layer=1',
+  limits: '#/explore?device=cpu&memory=70&matrix=up&layer=2',
   compress: '#/compress?device=cpu&sparsity=0.3',
 }
 const ACTIONS = {
+  async limits(page) {
+    await page.getByText('Layer 2, up').first().waitFor({ timeout: 120_000 })
+    await page.waitForTimeout(3000)
+  },
   async explore(page) {
     await page.getByRole('button', { name: 'Observe the model on a text' }).click({ timeout: 120_000 })
     await page.getByText('Three ways to cut').waitFor({ timeout: 240_000 })

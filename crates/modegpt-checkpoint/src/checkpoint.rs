@@ -36,9 +36,24 @@ impl Checkpoint {
     /// # Errors
     /// [`LoadError`], naming file and tensor, what was expected and what found.
     pub fn open(source: Arc<dyn Source>) -> Result<Self, LoadError> {
+        Self::open_by(source, TensorIndex::open)
+    }
+
+    /// As [`Self::open`], but shards may be missing: a tensor in one is an error where it is read.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for shards that are not there.
+    pub fn open_incomplete(source: Arc<dyn Source>) -> Result<Self, LoadError> {
+        Self::open_by(source, TensorIndex::open_incomplete)
+    }
+
+    fn open_by(
+        source: Arc<dyn Source>,
+        open: fn(&dyn Source) -> Result<TensorIndex, crate::Error>,
+    ) -> Result<Self, LoadError> {
         let config_json = read_json(source.as_ref(), "config.json")?;
         let config = ModelConfig::from_json(&config_json)?;
-        let index = TensorIndex::open(source.as_ref())?;
+        let index = open(source.as_ref())?;
         let keys = family::keys(&config);
         let root = find_root(&index, &keys)?;
         let dtype = check_tensors(&index, &config, &keys, root)?;
@@ -70,7 +85,7 @@ impl Checkpoint {
         self.dtype
     }
 
-    /// Bytes of all tensors that belong to the model.
+    /// Bytes of all tensors that belong to the model and are there.
     pub fn bytes(&self) -> u64 {
         self.specs().iter().filter_map(|spec| Some(self.index.get(&spec.name).ok()?.bytes)).sum()
     }
@@ -294,13 +309,15 @@ fn all_specs(config: &ModelConfig, keys: &KeyTable, root: &str) -> Vec<TensorSpe
 /// The prefix under which this checkpoint was published.
 fn find_root(index: &TensorIndex, keys: &KeyTable) -> Result<&'static str, LoadError> {
     let name = |root: &str| format!("{root}{}.weight", keys.embedding);
-    keys.roots.iter().copied().find(|root| index.contains(&name(root))).ok_or_else(|| LoadError::NoEmbedding {
+    let is_known = |name: &String| index.contains(name) || index.lost().contains_key(name);
+    keys.roots.iter().copied().find(|root| is_known(&name(root))).ok_or_else(|| LoadError::NoEmbedding {
         expected: keys.roots.iter().map(|root| format!("`{}`", name(root))).collect::<Vec<_>>().join(" or "),
         found: index.names().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
     })
 }
 
-/// Compares what is stored with what the configuration asks for; gives the element type of the first layer's weights.
+/// Compares what is stored with what the configuration asks for; gives the element type of the first layer's weights,
+/// or of the first layer that is there.
 fn check_tensors(
     index: &TensorIndex,
     config: &ModelConfig,
@@ -308,7 +325,7 @@ fn check_tensors(
     root: &'static str,
 ) -> Result<DType, LoadError> {
     let specs = all_specs(config, keys, root);
-    for spec in &specs {
+    for spec in specs.iter().filter(|spec| !index.lost().contains_key(&spec.name)) {
         if !index.contains(&spec.name) {
             return Err(LoadError::Missing { name: spec.name.clone(), expected: spec.shape.clone() });
         }
@@ -324,9 +341,12 @@ fn check_tensors(
         dtype_of(index, &spec.name)?;
     }
     check_extra(index, config, keys, &specs)?;
-    let first = layer_tensors(config, keys, root, 0, &config.layers[0]);
-    let widest = first.iter().max_by_key(|spec| spec.n_elements()).expect("a layer has tensors");
-    dtype_of(index, &widest.name)
+    let widest = |layer: usize| {
+        let tensors = layer_tensors(config, keys, root, layer, &config.layers[layer]);
+        tensors.into_iter().max_by_key(TensorSpec::n_elements).expect("a layer has tensors").name
+    };
+    let name = (0..config.layers.len()).map(widest).find(|name| index.contains(name));
+    dtype_of(index, &name.unwrap_or_else(|| widest(0)))
 }
 
 fn dtype_of(index: &TensorIndex, name: &str) -> Result<DType, LoadError> {

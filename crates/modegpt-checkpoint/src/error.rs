@@ -151,6 +151,14 @@ pub enum Error {
         /// The name asked for.
         name: String,
     },
+    /// A tensor that the index places in a file which is not there.
+    #[error("tensor `{name}` lies in `{shard}`, which is missing")]
+    MissingShard {
+        /// The tensor.
+        name: String,
+        /// The file.
+        shard: String,
+    },
     /// A tensor whose elements are not floating-point numbers.
     #[error("tensor `{name}`: expected floating-point elements, found {found}")]
     ElementType {

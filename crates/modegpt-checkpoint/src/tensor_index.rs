@@ -70,6 +70,8 @@ pub struct TensorIndex {
     file: String,
     entries: BTreeMap<String, TensorEntry>,
     file_bytes: BTreeMap<String, u64>,
+    /// By tensor, the shard that is not there.
+    lost: BTreeMap<String, String>,
 }
 
 impl TensorIndex {
@@ -88,13 +90,41 @@ impl TensorIndex {
             Format::ShardedPytorch => shards::entries(source, &file, pytorch::entries)?,
             Format::Pytorch => pytorch::entries(source, &file)?,
         };
+        Self::new(source, (file, format), entries, BTreeMap::new())
+    }
+
+    /// As [`Self::open`], but shards may be missing: their tensors are [`Self::lost`], and an error where they are read.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for shards that are not there.
+    pub fn open_incomplete(source: &dyn Source) -> Result<Self, Error> {
+        let (file, format) = choose(source)?;
+        let (entries, lost) = match format {
+            Format::ShardedSafetensors => shards::entries_present(source, &file, safetensors::entries)?,
+            Format::ShardedPytorch => shards::entries_present(source, &file, pytorch::entries)?,
+            Format::Safetensors | Format::Pytorch => return Self::open(source),
+        };
+        Self::new(source, (file, format), entries, lost)
+    }
+
+    fn new(
+        source: &dyn Source,
+        (file, format): (String, Format),
+        entries: BTreeMap<String, TensorEntry>,
+        lost: BTreeMap<String, String>,
+    ) -> Result<Self, Error> {
         let mut file_bytes = BTreeMap::new();
         for entry in entries.values() {
             if !file_bytes.contains_key(&entry.file) {
                 file_bytes.insert(entry.file.clone(), file_size(source, &entry.file)?);
             }
         }
-        Ok(Self { format, file, entries, file_bytes })
+        Ok(Self { format, file, entries, file_bytes, lost })
+    }
+
+    /// The tensors that the index places in files which are not there, each with the name of its file.
+    pub fn lost(&self) -> &BTreeMap<String, String> {
+        &self.lost
     }
 
     /// Which layout was chosen.
@@ -125,9 +155,12 @@ impl TensorIndex {
     /// What the tensor is and where it lies.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`] if there is none of this name.
+    /// [`Error::MissingTensor`] if there is none of this name, [`Error::MissingShard`] if its file is not there.
     pub fn get(&self, name: &str) -> Result<&TensorEntry, Error> {
-        self.entries.get(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned() })
+        self.entries.get(name).ok_or_else(|| match self.lost.get(name) {
+            Some(shard) => Error::MissingShard { name: name.to_owned(), shard: shard.clone() },
+            None => Error::MissingTensor { name: name.to_owned() },
+        })
     }
 
     /// The elements as stored, of any type, little-endian, in row-major order.

@@ -177,6 +177,28 @@ fn shards_that_contradict_the_index_are_refused() {
 }
 
 #[test]
+fn a_missing_shard_takes_its_own_tensors_only() {
+    let map = r#"{"a":"one.safetensors","b":"one.safetensors","c":"three.safetensors","d":"three.safetensors"}"#;
+    let mut source = sharded(&format!(r#"{{"weight_map":{map}}}"#));
+    let index = TensorIndex::open_incomplete(&source).expect("an index");
+    assert_eq!(index.read_f32(&source, "b").expect("b"), [2.0]);
+    assert_eq!(index.lost().keys().collect::<Vec<_>>(), ["c", "d"]);
+    let message = index.read_f32(&source, "c").expect_err("no such shard").to_string();
+    assert_eq!(message, "tensor `c` lies in `three.safetensors`, which is missing");
+    let message = index.read_f32(&source, "e").expect_err("no such tensor").to_string();
+    assert_eq!(message, "the checkpoint has no tensor `e`");
+
+    // What is there is checked as ever.
+    source.0.insert("three.safetensors".to_owned(), honest_safetensors(&[("c", &[3.0])]));
+    let message = TensorIndex::open_incomplete(&source).expect_err("`d` is nowhere").to_string();
+    assert!(message.contains("expects tensor `d` in `three.safetensors`, which does not hold it"), "{message}");
+    source.0.remove("three.safetensors");
+    source.0.insert("one.safetensors".to_owned(), honest_safetensors(&[("a", &[1.0]), ("c", &[2.0])]));
+    let message = TensorIndex::open_incomplete(&source).expect_err("`c` lies elsewhere").to_string();
+    assert!(message.contains("which `model.safetensors.index.json` expects in `three.safetensors`"), "{message}");
+}
+
+#[test]
 fn a_tensor_in_two_shards_is_refused() {
     let mut source = sharded(r#"{"weight_map":{"a":"one.safetensors","b":"one.safetensors","c":"two.safetensors"}}"#);
     source.0.insert("two.safetensors".to_owned(), honest_safetensors(&[("c", &[3.0]), ("a", &[1.0])]));

@@ -1,11 +1,14 @@
-//! The stages for a model that is small enough to be held in memory, where there may be no file system: in a browser.
+//! The stages for a model whose statistics are small enough to be held in memory, where there may be no file system: in a
+//! browser.
 //!
 //! They compute what the long runs over a file system compute, by the same functions in the same order: the plans are
 //! equal, and the files of the output are the same to the byte.
 //!
-//! Statistics, plan and files are values in the caller's hands, so that each can be shown before the next is made.
+//! Statistics and plan are values in the caller's hands, so that each can be shown before the next is made; the files of
+//! the output go to an [`Output`] while they are made.
 
 use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
 
 use modegpt_architecture::{DType, WeightError, WeightProvider};
 use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer};
@@ -183,49 +186,76 @@ pub fn plan(
     Ok(plan_request::make_plan(model, &influences, curves, request, model.checkpoint.dtype())?)
 }
 
-/// A compressed model.
-#[derive(Clone, Debug)]
-pub struct InMemoryResult {
-    /// What a folder on disk would hold, by name.
-    pub files: BTreeMap<String, Vec<u8>>,
-    /// What it cost, layer by layer.
-    pub report: Report,
+/// Where the files of a compressed model go, one after the other.
+pub trait Output {
+    /// Takes the next part of `file`. Parts of a file follow each other; with another name the file before is whole.
+    ///
+    /// # Errors
+    /// Why it cannot be kept.
+    fn put(&mut self, file: &str, part: &[u8]) -> io::Result<()>;
 }
 
-/// Applies a plan.
+/// Files held in memory, by name.
+impl Output for BTreeMap<String, Vec<u8>> {
+    fn put(&mut self, file: &str, part: &[u8]) -> io::Result<()> {
+        self.entry(file.to_owned()).or_default().extend_from_slice(part);
+        Ok(())
+    }
+}
+
+/// How much of a file is put at once.
+const PART_BYTES: usize = 1 << 20;
+
+struct FileOf<'a> {
+    output: &'a mut dyn Output,
+    name: &'a str,
+}
+
+impl Write for FileOf<'_> {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        self.output.put(self.name, part)?;
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Applies a plan; what a folder on disk would hold goes to `output`. Gives what it cost, layer by layer.
 ///
 /// - `calibration`: what the statistics were collected on, named in the model card
 /// - `dtype`: element type of the output
+/// - `output`: after an error it holds a part of a model, which is of no use
 /// - `progress`: is given every layer's report when the layer is done
 ///
 /// # Errors
-/// [`InMemoryError`]: the plan is another model's, or a layer cannot be compressed; the message names it.
+/// [`InMemoryError`]: the plan is another model's, a layer cannot be compressed (the message names it), or `output`
+/// refuses a file.
 pub fn compress(
     model: &Model,
     calibration: &Calibration,
     statistics: &[LayerStatistics],
     plan: &Plan,
     dtype: DType,
+    output: &mut dyn Output,
     mut progress: impl FnMut(&LayerReport),
-) -> Result<InMemoryResult, InMemoryError> {
+) -> Result<Report, InMemoryError> {
     check_layers(model, statistics)?;
     let config = model.config();
     plan.check_model(config, model.fingerprint())?;
     check_needs(plan.unit, plan.methods)?;
     let n_layers = config.layers.len();
-    let mut files = BTreeMap::new();
-    let mut outer = Vec::new();
-    write_outer(&model.checkpoint, dtype, &mut outer)?;
-    files.insert(shard_name(0, n_layers), outer);
+    write_file(output, &shard_name(0, n_layers), |file| write_outer(&model.checkpoint, dtype, file))?;
     let mut compressed_config = config.clone();
     let mut reports = Vec::with_capacity(n_layers);
     for (index, layer_plan) in plan.layers.iter().enumerate() {
         let layer = with_layer(model, statistics, index, |layer| {
             compress_layer(layer, layer_plan, plan.methods, plan.ridges, &Orders::default())
         })?;
-        let mut shard = Vec::new();
-        write_layer(config, index, &layer.shape, &layer.weights, dtype, &mut shard)?;
-        files.insert(shard_name(index + 1, n_layers), shard);
+        write_file(output, &shard_name(index + 1, n_layers), |file| {
+            write_layer(config, index, &layer.shape, &layer.weights, dtype, file)
+        })?;
         progress(&layer.report);
         compressed_config.layers[index] = layer.shape;
         reports.push(layer.report);
@@ -242,8 +272,20 @@ pub fn compress(
         params,
         bytes: (model.checkpoint.bytes(), params.1 * dtype.size() as u64),
     };
-    files.extend(finished.files()?.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)));
-    Ok(InMemoryResult { files, report })
+    for (name, bytes) in finished.files()? {
+        output.put(name, &bytes).map_err(SaveError::from)?;
+    }
+    Ok(report)
+}
+
+fn write_file(
+    output: &mut dyn Output,
+    name: &str,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), SaveError>,
+) -> Result<(), InMemoryError> {
+    let mut file = BufWriter::with_capacity(PART_BYTES, FileOf { output, name });
+    write(&mut file)?;
+    Ok(file.flush().map_err(SaveError::from)?)
 }
 
 /// Lets `work` see everything about a layer.

@@ -33,7 +33,7 @@ pub use model::{Model, ModelError};
 pub use multiple_choice::{Answer, EncodedTask, TaskProtocol, TaskScore, answer_task};
 pub use plan_request::{AllocationChoice, PlanRequest};
 pub use reporter::{Reporter, Silent};
-pub use spectra::{Spectrum, weight_spectra};
+pub use spectra::{Spectrum, each_weight_spectrum, weight_spectra};
 pub use text::{Calibration, CalibrationOptions, CorpusOptions, LabelledSamples, read_corpus};
 pub use write::{WriteError, Written, write};
 

@@ -74,17 +74,30 @@ impl Spectrum {
 /// [`Error`] if a weight is not finite.
 pub fn weight_spectra(config: &ModelConfig, weights: &LayerWeights<Weight>) -> Result<Vec<Spectrum>, Error> {
     let mut spectra = Vec::new();
+    each_weight_spectrum(config, weights, |spectrum| spectra.push(spectrum))?;
+    Ok(spectra)
+}
+
+/// Gives `found` the spectra of [`weight_spectra`] one after the other: those of a large layer take minutes.
+///
+/// # Errors
+/// [`Error`] if a weight is not finite.
+pub fn each_weight_spectrum(
+    config: &ModelConfig,
+    weights: &LayerWeights<Weight>,
+    mut found: impl FnMut(Spectrum),
+) -> Result<(), Error> {
     for (name, linear) in weights.linears() {
         let values = match &linear.weight {
             Weight::Dense(matrix) => singular_values(widen(matrix).as_ref())?,
             Weight::Factorised(Factors { a, b }) => singular_values(core(&widen(a), &widen(b)).as_ref())?,
         };
-        spectra.push(Spectrum::new(name, None, (linear.weight.d_in(), linear.weight.d_out()), &values));
+        found(Spectrum::new(name, None, (linear.weight.d_in(), linear.weight.d_out()), &values));
     }
     for kv_head in 0..config.n_kv_heads {
-        spectra.push(value_output(config, weights, kv_head)?);
+        found(value_output(config, weights, kv_head)?);
     }
-    Ok(spectra)
+    Ok(())
 }
 
 /// A matrix no larger than the rank of `a b` with the same singular values, apart from zeros.

@@ -1,8 +1,9 @@
 //! Configuration and weights of a model, of which perhaps only a part has arrived.
 
+use js_sys::Function;
 use modegpt::architecture::{self, Matrix, WeightProvider};
-use modegpt::weight_spectra;
-use wasm_bindgen::prelude::wasm_bindgen;
+use modegpt::{Spectrum, each_weight_spectrum};
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::store::{Store, Stored};
 use super::{sentence, to_json};
@@ -42,13 +43,13 @@ impl Weight {
 
 #[wasm_bindgen]
 impl Checkpoint {
-    /// Opens the weights in `store`, by their headers alone; `place` is what to call it.
+    /// Opens the weights in `store`, by their headers alone; `place` is what to call it. Shards may be missing.
     ///
     /// # Errors
     /// Which file is wrong, and what with it.
     pub fn open(store: Store, place: String) -> Result<Self, String> {
         let source = Stored::source(store, place);
-        Ok(Self::of(modegpt::checkpoint::Checkpoint::open(source).map_err(sentence)?))
+        Ok(Self::of(modegpt::checkpoint::Checkpoint::open_incomplete(source).map_err(sentence)?))
     }
 
     /// [`Summary`] as JSON.
@@ -85,15 +86,21 @@ impl Checkpoint {
         }
     }
 
-    /// Singular values of every matrix of a layer, and of the products of values and outputs, as JSON.
+    /// Singular values of every matrix of a layer, and of the products of values and outputs: `on_spectrum` is given each
+    /// as JSON when it is known.
     ///
     /// # Errors
-    /// That there is no such layer, or a weight is not finite.
+    /// That there is no such layer, that a file of it is missing, or that a weight is not finite.
     #[wasm_bindgen(js_name = weightSpectra)]
-    pub fn weight_spectra(&self, layer: usize) -> Result<String, String> {
+    pub fn weight_spectra(&self, layer: usize, on_spectrum: &Function) -> Result<(), String> {
         self.check_layer(layer)?;
         let weights = self.checkpoint.layer(layer).map_err(sentence)?;
-        to_json(&weight_spectra(self.checkpoint.config(), &weights).map_err(sentence)?)
+        let tell = |spectrum: Spectrum| {
+            let json = to_json(&spectrum).unwrap_or_default();
+            // What the listener throws is its own affair.
+            drop(on_spectrum.call1(&JsValue::NULL, &json.into()));
+        };
+        each_weight_spectrum(self.checkpoint.config(), &weights, tell).map_err(sentence)
     }
 }
 

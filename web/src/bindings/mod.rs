@@ -1,5 +1,6 @@
 //! What JavaScript sees.
 
+mod archive;
 mod checkpoint;
 mod device;
 mod files;
@@ -8,10 +9,11 @@ mod panics;
 mod plan;
 mod store;
 
+pub use archive::Archive;
 pub use checkpoint::{Checkpoint, Weight};
 pub use device::Device;
 pub use files::Files;
-pub use model::{Compressed, Model, Statistics};
+pub use model::{Model, Statistics};
 pub use panics::on_panic;
 pub use plan::{hold_widths, predicted_error};
 pub use store::Store;

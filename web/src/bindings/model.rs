@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use js_sys::Function;
 use modegpt::architecture::WeightProvider;
 use modegpt::calibration::Collect;
-use modegpt::compress::{Curves, Methods, Plan, Report, Ridges, Rounding};
+use modegpt::compress::{Curves, LayerReport, Methods, Plan, Ridges, Rounding};
 use modegpt::evaluation::SamplerOptions;
 use modegpt::in_memory::{self, Observation, SparsityRequest};
 use modegpt::statistics::LayerStatistics;
@@ -13,6 +13,7 @@ use modegpt::text_tools::Corpus;
 use modegpt::{AllocationChoice, Calibration, PlanRequest, Reporter, Silent, activation_spectra, evaluate, write};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
+use super::archive::{Archive, Archived};
 use super::store::{Store, Stored};
 use super::{Checkpoint, Device, Files, from_json, sentence, to_json};
 use crate::protocol::{CalibrationRequest, EvaluationRequest, StatisticsSummary, WriteRequest, WriteResult};
@@ -33,13 +34,6 @@ pub struct Statistics {
 }
 
 type CurvesKey = (Methods, Option<Rounding>, Ridges);
-
-/// A compressed model.
-#[wasm_bindgen]
-pub struct Compressed {
-    files: Files,
-    report: Report,
-}
 
 #[wasm_bindgen]
 impl Model {
@@ -125,21 +119,28 @@ impl Model {
         Ok(in_memory::plan(&self.model, &statistics.layers, curves, &request).map_err(sentence)?.to_json())
     }
 
-    /// Applies a plan, perhaps edited; `on_layer(report)` is given every layer's report as JSON when it is done.
+    /// Applies a plan, perhaps edited, and gives what it cost, layer by layer, as JSON. What a folder on disk would hold
+    /// goes to `archive`; `on_layer(report)` is given every layer's report as JSON when it is done.
     ///
     /// # Errors
-    /// What is wrong with the plan, or which layer cannot be compressed.
-    pub fn compress(&self, statistics: &Statistics, plan: &str, on_layer: &Function) -> Result<Compressed, String> {
+    /// What is wrong with the plan, which layer cannot be compressed, or what the archive threw.
+    pub fn compress(
+        &self,
+        statistics: &Statistics,
+        plan: &str,
+        archive: Archive,
+        on_layer: &Function,
+    ) -> Result<String, String> {
         let plan = Plan::from_json(plan).map_err(sentence)?;
         let Statistics { calibration, layers, .. } = statistics;
         let dtype = self.model.checkpoint.dtype();
-        let result = in_memory::compress(&self.model, calibration, layers, &plan, dtype, |report| {
+        let tell = |report: &LayerReport| {
             let report = to_json(report).unwrap_or_default();
             // What the listener throws is its own affair.
             drop(on_layer.call1(&JsValue::NULL, &report.into()));
-        });
-        let in_memory::InMemoryResult { files, report } = result.map_err(sentence)?;
-        Ok(Compressed { files: Files::of(modegpt::checkpoint::MemorySource(files)), report })
+        };
+        let output = &mut Archived(archive);
+        to_json(&in_memory::compress(&self.model, calibration, layers, &plan, dtype, output, tell).map_err(sentence)?)
     }
 
     /// Perplexity on `text`, as JSON. `request` is an [`EvaluationRequest`]; `on_progress(done, of)`.
@@ -210,22 +211,6 @@ impl Statistics {
             token_hash: self.calibration.token_hash.clone(),
             block_influence: self.layers.iter().map(LayerStatistics::block_influence).collect(),
         })
-    }
-}
-
-#[wasm_bindgen]
-impl Compressed {
-    /// What it cost, layer by layer, as JSON.
-    ///
-    /// # Errors
-    /// None that is known.
-    pub fn report(&self) -> Result<String, String> {
-        to_json(&self.report)
-    }
-
-    /// What a folder on disk would hold.
-    pub fn files(&self) -> Files {
-        self.files.clone()
     }
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use modegpt::checkpoint::{Error, Source};
-use wasm_bindgen::prelude::wasm_bindgen;
-use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
+
+use super::archive::reason;
 
 #[wasm_bindgen(typescript_custom_section)]
 const INTERFACE: &str = r"
@@ -67,12 +68,7 @@ impl Source for Stored {
         if offset.checked_add(bytes).is_none_or(|end| end > size) {
             return Err(Error::OutOfRange { file, offset, bytes, size });
         }
-        self.store.read_at(&file, offset as f64, buf).map_err(|thrown| {
-            let reason = match thrown.dyn_ref::<js_sys::Error>() {
-                Some(error) => error.message().into(),
-                None => format!("{thrown:?}"),
-            };
-            Error::Read { place, file, reason }
-        })
+        let thrown = |thrown: JsValue| Error::Read { place, file: file.clone(), reason: reason(&thrown) };
+        self.store.read_at(&file, offset as f64, buf).map_err(thrown)
     }
 }

@@ -138,7 +138,13 @@ test('the bundled OPT is compressed and scored on the processor in ten seconds',
   const calibration = JSON.stringify({ samples: 64, seqLen: 256, seed: 0, batchTokens: 1024 })
   const statistics = await stage('observe', () => model.calibrate(device, demo('calibration.txt').toString(), calibration, quiet))
   const plan = await stage('plan', () => model.plan(statistics, JSON.stringify({ sparsity: 0.3, mode: 'best' })))
-  const compressed = await stage('compress', () => core.Model.open(model.compress(statistics, plan, quiet).files()))
+  const compressed = await stage('compress', () => {
+    const parts = new Map<string, Uint8Array[]>()
+    model.compress(statistics, plan, { put: (file, part) => parts.set(file, [...(parts.get(file) ?? []), part.slice()]) }, quiet)
+    const files = new core.Files()
+    for (const [name, content] of parts) files.add(name, Buffer.concat(content))
+    return core.Model.open(files)
+  })
   const windows = JSON.stringify({ seqLen: 256, maxWindows: 32, batchTokens: 1024 })
   for (const side of [model, compressed]) {
     await stage('score', () => side.perplexity(device, demo('held-out.txt').toString(), windows, quiet))

@@ -32,7 +32,7 @@ function run(...args: string[]): { perplexity: number } & Record<string, unknown
 }
 
 describe.each([
-  ['opt', 'opt-tiny-stories', 'mode=best', ['--mode', 'best', '--prefix', 'false']],
+  ['opt', 'opt-tiny-stories', 'mode=best', ['--mode', 'best', '--prefix', 'none']],
   ['llama', 'stories260k', 'mode=paper&allocation=uniform', ['--mode', 'paper', '--allocation', 'uniform']],
 ] as const)('the bundled %s model', (key, folder, asked, options) => {
   test('is explored: map, spectrum, activations', async () => {
@@ -184,7 +184,6 @@ describe('files that are not what they should be', () => {
     ['a header that lies', changed({ 'model.safetensors': Buffer.concat([Buffer.from('ffffffffffffff7f', 'hex'), good('model.safetensors')]) }), /model\.safetensors/],
     ['another model’s configuration', changed({ 'config.json': readFileSync(`${DEMO}/stories260k/config.json`) }), /tensor|embedding/i],
     ['a configuration that is none', changed({ 'config.json': Buffer.from('{') }), /config\.json/],
-    ['no tokenizer', changed({ 'tokenizer.json': undefined }), /tokenizer/],
   ]
 
   function changed(changes: Record<string, Buffer | undefined>): Record<string, Buffer> {
@@ -204,6 +203,18 @@ describe('files that are not what they should be', () => {
     await shown.getByRole('button', { name: 'Dismiss' }).click()
     await shown.getByLabel('Model', { exact: true }).selectOption('llama')
     await shown.getByText('Llama: 5 layers').waitFor({ timeout: 60_000 })
+    await shown.context().close()
+  })
+
+  test('a model without a tokenizer is looked at, and what needs one is switched off', async () => {
+    const shown = await page.open('#/explore?device=cpu')
+    await shown.locator('button:has-text("Open your own"):not(:disabled)').waitFor({ timeout: 60_000 })
+    const given = Object.entries(changed({ 'tokenizer.json': undefined })).map(([name, buffer]) => ({ name, mimeType: 'application/octet-stream', buffer }))
+    await shown.locator('input[type=file]').setInputFiles(given)
+    await shown.getByText(/not be observed or compressed here: .* has no tokenizer/).waitFor({ timeout: 60_000 })
+    await shown.getByRole('button', { name: /layer 3, down, \d+\s% of the full rank/ }).waitFor({ timeout: 60_000 })
+    expect(await shown.getByRole('button', { name: 'Observe the model on a text' }).isDisabled()).toBe(true)
+    expect(await shown.getByRole('alert').count()).toBe(0)
     await shown.context().close()
   })
 

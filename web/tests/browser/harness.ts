@@ -128,6 +128,17 @@ export async function worker(page: Page): Promise<Worker> {
   }
 }
 
+/** A worker whose script was changed on its way counts as from elsewhere, and could not read from loopback without this. */
+export const ELSEWHERE = '--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests'
+
+/** Lets every worker of `context` run `script` before its own. */
+export async function patchWorker(context: BrowserContext, script: string): Promise<void> {
+  await context.route('**/worker-*.js', async (route) => {
+    const response = await route.fetch()
+    await route.fulfill({ response, body: `{${script}\n}\n${await response.text()}` })
+  })
+}
+
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8')
 
 /** What an automated check finds inaccessible, in words. */

@@ -26,13 +26,14 @@ async function run(kind: DeviceKind, given?: Plan) {
   const begin = performance.now()
   const device = await core.ask('device', { kind })
   const source = { kind: 'bundled', name: 'opt-tiny-stories' } as const
-  const { layers } = await core.ask('open', { source, base: page.address })
+  const { summary } = await core.ask('open', { source, base: page.address })
+  const { layers } = summary
   const request = { samples: TOKENS / 256, seqLen: 256, seed: 0, batchTokens: 1024 }
   const statistics = await core.ask('calibrate', { text: calibration.slice(0, 40 * TOKENS), request })
   const activations = []
   for (let layer = 0; layer < layers.length; layer++) activations.push(await core.ask('activations', { layer }))
   const { plan } = await core.ask('plan', { request: { sparsity: 0.25, mode: 'best' }, held: [] })
-  const { report } = await core.ask('compress', { plan: given ?? plan })
+  const { report } = await core.ask('compress', { plan: given ?? plan, folder: 'it' })
   const text = { text: heldOut, seqLen: 256, maxWindows: 1 }
   const dense = await core.ask('perplexity', { ...text, side: 'dense' })
   const compressed = await core.ask('perplexity', { ...text, side: 'compressed' })

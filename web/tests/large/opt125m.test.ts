@@ -7,12 +7,11 @@ import { fileURLToPath } from 'node:url'
 
 import { expect, test } from 'vitest'
 
-import { studio, worker } from '../browser/harness.ts'
+import { ELSEWHERE, patchWorker, studio, worker } from '../browser/harness.ts'
 import { hub } from '../browser/hub.ts'
 import { opt125m } from './opt125m.ts'
 
-// A worker whose script was changed on its way counts as from elsewhere, and could not read from loopback.
-const page = studio(['--enable-unsafe-webgpu', '--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests'])
+const page = studio(['--enable-unsafe-webgpu', ELSEWHERE])
 const demo = (name: string) => readFileSync(fileURLToPath(new URL(`../../../cli/demo/${name}`, import.meta.url)), 'utf8')
 
 /** Of the tab that works hardest: megabytes at most and now, and seconds of processor time. */
@@ -43,7 +42,8 @@ test('it is fetched, observed, compressed and scored within 1.5 GB on the proces
   const { gflops } = await stage('start', core.ask('device', { kind: 'cpu' }))
   console.log(`${gflops.toFixed(1)} GFLOP/s`)
   const source = { kind: 'remote', name: 'opt-125m', base: `${server.address}/` } as const
-  const { params, layers } = await stage('open', core.ask('open', { source, base: page.address }))
+  const { summary } = await stage('open', core.ask('open', { source, base: page.address }))
+  const { params, layers } = summary
   expect([layers.length, params]).toEqual([12, 125_239_296])
   await stage('layer 0', core.ask('fetch', { what: 0 }))
   await stage('its spectra', core.ask('spectra', { layer: 0 }))
@@ -53,7 +53,7 @@ test('it is fetched, observed, compressed and scored within 1.5 GB on the proces
   await stage('observe 8 × 512 tokens', core.ask('calibrate', { text: demo('calibration.txt'), request }))
   const mode = process.env['MODE'] === 'paper' ? 'paper' : 'best'
   const { plan } = await stage(`plan, mode ${mode}`, core.ask('plan', { request: { sparsity: 0.3, mode }, held: [] }))
-  const { report } = await stage('compress', core.ask('compress', { plan }))
+  const { report } = await stage('compress', core.ask('compress', { plan, folder: 'it' }))
   expect(report.totals.sparsity).toBeCloseTo(0.3, 1)
   for (const side of ['dense', 'compressed'] as const) {
     const { perplexity } = await stage(`score 512 tokens, ${side}`, core.ask('perplexity', { side, text: demo('held-out.txt'), seqLen: 512, maxWindows: 1 }))
@@ -64,7 +64,7 @@ test('it is fetched, observed, compressed and scored within 1.5 GB on the proces
 })
 
 /** Runs before the worker: gives out cards with the limits that every browser grants, and tells the largest buffer made. */
-const DEFAULT_LIMITS = `{
+const DEFAULT_LIMITS = `
   const request = GPUAdapter.prototype.requestDevice
   GPUAdapter.prototype.requestDevice = function (wish = {}) {
     const requiredLimits = { ...wish.requiredLimits, maxBufferSize: 256 << 20, maxStorageBufferBindingSize: 128 << 20 }
@@ -76,7 +76,6 @@ const DEFAULT_LIMITS = `{
     if (wish.size > largest) console.log('largest buffer ' + (largest = wish.size))
     return create.call(this, wish)
   }
-}
 `
 
 // Software makes 0.1 GFLOP/s: one layer, few tokens. Buffers grow with 1024 tokens to 12.6 MB (hidden units), and are largest
@@ -84,10 +83,7 @@ const DEFAULT_LIMITS = `{
 test('a layer of it is observed, and its head scores, within the default limits of WebGPU', { timeout: 1_200_000 }, async () => {
   const server = await hub(opt125m('', 1))
   const context = await page.browser().newContext()
-  await context.route('**/worker-*.js', async (route) => {
-    const response = await route.fetch()
-    await route.fulfill({ response, body: DEFAULT_LIMITS + (await response.text()) })
-  })
+  await patchWorker(context, DEFAULT_LIMITS)
   const shown = await page.open('#/learn/svd', { context })
   let largest = 0
   context.on('console', (message) => {

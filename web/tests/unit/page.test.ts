@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest'
+import { describe, expect, test, vi } from 'vitest'
 
 import { typesetFormula } from '../../build/formulas.ts'
 import { byHand, predictedLoss } from '../../www/src/lessons/allocation.tsx'
@@ -9,8 +9,9 @@ import { lighthouse } from '../../www/src/lessons/picture.ts'
 import { cheapest, risesOf, softmaxSteps } from '../../www/src/math/allocation.ts'
 import { choices, refitError } from '../../www/src/math/nystrom.ts'
 import { lostShares, svd } from '../../www/src/math/svd.ts'
+import { Archive } from '../../www/src/core/store/archive.ts'
+import { folderName } from '../../www/src/core/store/tar.ts'
 import { formatPlace, parsePlace } from '../../www/src/place.ts'
-import { tar } from '../../www/src/ui/download.ts'
 import { bytes, grouped, percent, short } from '../../www/src/ui/number.ts'
 import { linear, logarithmic, niceTicks } from '../../www/src/ui/scale.ts'
 
@@ -97,13 +98,24 @@ describe('lessons', () => {
 
 test('an archive is one that tar can read', async () => {
   const { execFileSync } = await import('node:child_process')
-  const files = [
-    { name: 'config.json', content: new TextEncoder().encode('{}') },
-    { name: 'model.safetensors', content: new Uint8Array(1000).fill(7) },
-  ]
-  const archive = Buffer.concat(tar('folder', files))
+  vi.stubGlobal('navigator', {})
+  const whole = await Archive.begin('folder', 2000)
+  expect(whole.inMemory).toBe('this browser lends the page no storage')
+  whole.put('config.json', new TextEncoder().encode('{}'))
+  for (const part of [300, 0, 700]) whole.put('model.safetensors', new Uint8Array(part).fill(part === 300 ? 6 : 7))
+  const archive = Buffer.from(await (await whole.finish()).arrayBuffer())
   expect(archive.length % 512).toBe(0)
+  const read = new Uint8Array(3)
+  whole.readAt('model.safetensors', 298, read)
+  expect([...read, whole.size('config.json'), whole.names().length]).toEqual([6, 6, 7, 2, 2])
+  vi.unstubAllGlobals()
+  expect(() => whole.readAt('vocab.json', 0, read)).toThrow('there is no such file')
   const listed = execFileSync('tar', ['-tvf', '-'], { input: archive, encoding: 'utf8' })
   expect(listed).toMatch(/2 .*folder\/config\.json\n.* 1000 .*folder\/model\.safetensors/)
   expect(execFileSync('tar', ['-xOf', '-', 'folder/config.json'], { input: archive, encoding: 'utf8' })).toBe('{}')
+})
+
+test('a folder in an archive has a plain name, whatever the model is called', () => {
+  const names = ['facebook/opt-125m', '../../etc', 'Ein Modell (2)', '…', 'x'.repeat(300)].map(folderName)
+  expect(names).toEqual(['opt-125m', 'etc', 'Ein-Modell-2-', 'model', 'x'.repeat(60)])
 })

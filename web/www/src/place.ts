@@ -32,7 +32,7 @@ export function formatPlace({ view, lesson, params }: Place): string {
 }
 
 /** These follow the reader from view to view. */
-const SHARED = ['model', 'endpoint', 'device', 'layer']
+const SHARED = ['model', 'endpoint', 'device', 'memory', 'layer']
 
 let place: Place = parsePlace('')
 const listeners = new Set<(place: Place) => void>()

@@ -22,6 +22,8 @@ export interface Summary {
   dtype: string
   rounding: { ff: number; head: number; rank: number }
   layers: LayerSummary[]
+  /** Files with weights that the index names and that are not there. */
+  missing: string[]
 }
 
 export interface LayerSummary {
@@ -30,6 +32,8 @@ export interface LayerSummary {
   dV: number
   /** Linear weights of MLP, query and key, value and output. */
   params: number[]
+  /** Whether a tensor of it lies in a file that is not there. */
+  incomplete: boolean
 }
 
 /** Singular values of one matrix, descending. */
@@ -204,40 +208,57 @@ export interface Arrival {
   readonly of: number
 }
 
+/** A model that was opened by its headers. */
+export interface Opened {
+  readonly summary: Summary
+  /** Why it can be looked at only, as by the core. */
+  readonly broken: string | null
+}
+
 export type Side = 'dense' | 'compressed'
 
 /** Every question to the worker, and its answer. Questions are answered one at a time, in order. */
 export interface Questions {
   device: { ask: { kind: DeviceKind }; answer: DeviceInfo }
-  open: { ask: { source: ModelSource; base: string }; answer: Summary }
+  /** `keptBytes`: the most that is kept of a model on a server, if not as much as usual. */
+  open: { ask: { source: ModelSource; base: string; keptBytes?: number }; answer: Opened }
   /** Of a model on a server: a layer, or all that is missing. Ends early if it is paused. */
-  fetch: { ask: { what: number | 'all' | 'nothing' }; answer: Arrival & { paused: boolean } }
+  fetch: { ask: { what: number | 'all' | 'nothing' }; answer: Arrival & { paused: boolean; broken: string | null } }
   /** Answered at once, whatever else is being done. */
   pause: { ask: Record<never, never>; answer: undefined }
   /** Closes a model that came from a server, and takes it out of the browser. */
   remove: { ask: Record<never, never>; answer: undefined }
+  /** Of a model on a server, of a layer that was fetched. Each is told when it is known. */
   spectra: { ask: { layer: number }; answer: Spectrum[] }
   weight: { ask: { layer: number; matrix: string }; answer: { rows: number; cols: number; data: Float32Array } }
   calibrate: { ask: { text: string; request: CalibrationRequest }; answer: StatisticsSummary }
   activations: { ask: { layer: number }; answer: ActivationSpectra }
   hiddenGram: { ask: { layer: number; units: readonly number[] }; answer: Float64Array }
   plan: { ask: { request: PlanRequest; held: readonly HeldWidth[] }; answer: Planned }
-  compress: { ask: { plan: Plan }; answer: { report: Report; summary: Summary } }
+  /** `folder` is what to call the folder in which it is handed out. */
+  compress: { ask: { plan: Plan; folder: string }; answer: { report: Report; summary: Summary; kept: Kept } }
   perplexity: { ask: { side: Side; text: string; seqLen: number; maxWindows: number | undefined }; answer: Evaluation }
   write: {
     ask: { side: Side; prompt: string; maxNewTokens: number; temperature: number }
     answer: WriteResult & { tokensPerSecond: number }
   }
-  files: { ask: Record<never, never>; answer: { name: string; content: Uint8Array<ArrayBuffer> }[] }
 }
 
 export type Topic = keyof Questions
 export type Ask<T extends Topic> = Questions[T]['ask']
 export type Answer<T extends Topic> = Questions[T]['answer']
 
-/** Long work tells how far it is; compression sends each layer's report, writing each piece of text. */
+/** A compressed model as a tape archive, and where it lies. */
+export interface Kept {
+  readonly archive: Blob
+  /** Why it is held in memory; `null` if it lies in the browser's storage. */
+  readonly inMemory: string | null
+}
+
+/** Long work tells how far it is; spectra and the reports of layers come when they are known, text piece by piece. */
 export type Progress =
   | { readonly done: number; readonly of: number }
+  | { readonly spectrum: Spectrum }
   | { readonly layer: LayerReport }
   | { readonly piece: string }
 

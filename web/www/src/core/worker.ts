@@ -2,7 +2,6 @@
 /** The core in a worker: opens what it is told to and answers questions, one at a time. */
 import init, {
   Checkpoint,
-  type Compressed,
   Device,
   Files,
   holdWidths,
@@ -11,13 +10,14 @@ import init, {
   predictedError,
   type Statistics,
 } from '../../core/modegpt_web.js'
-import type { Answer, Ask, FromWorker, LayerReport, ModelSource, Progress, Side, Span, ToWorker, Topic } from './protocol.ts'
+import { BATCH_TOKENS, KEPT_BYTES } from '../needs.ts'
+import type { Answer, Ask, FromWorker, LayerReport, ModelSource, Progress, Side, Span, Spectrum, ToWorker, Topic } from './protocol.ts'
+import { Archive } from './store/archive.ts'
 import { FetchedStore } from './store/fetched.ts'
 import { PickedStore } from './store/picked.ts'
 import { Dropped } from './store/remote.ts'
 
 const LEVERAGE_RIDGE = 1e-3
-const BATCH_TOKENS = 1024
 
 let device: Device | undefined
 /** What is known of the open model without its tokenizer, and before all of it has arrived. */
@@ -27,7 +27,7 @@ let dense: Model | undefined
 let store: FetchedStore | undefined
 let fetching = new AbortController()
 let statistics: Statistics | undefined
-let compressed: { model: Model; result: Compressed } | undefined
+let compressed: { model: Model; archive: Archive } | undefined
 let panic: string | undefined
 
 const ready = init().then(() => onPanic((message: string) => (panic = message)))
@@ -84,31 +84,38 @@ const topics: Topics = {
     return { kind, name: opened.name, maxTensorBytes: opened.maxTensorBytes, gflops: await gflops(opened) }
   },
 
-  async open({ source, base }) {
-    forget()
-    if (source.kind === 'remote') checkpoint = await openRemote(source)
-    else {
-      dense = source.kind === 'files' ? Model.openStore(new PickedStore(source.files), source.name) : Model.open(await bundled(source.name, base))
-      checkpoint = dense.checkpoint()
+  async open({ source, base, keptBytes = KEPT_BYTES }) {
+    await forget()
+    let broken: string | null = null
+    switch (source.kind) {
+      case 'remote':
+        checkpoint = await openRemote(source, keptBytes)
+        break
+      case 'files':
+        checkpoint = Checkpoint.open(new PickedStore(source.files), source.name)
+        broken = openDense(() => Model.openStore(new PickedStore(source.files), source.name))
+        break
+      case 'bundled':
+        dense = Model.open(await bundled(source.name, base))
+        checkpoint = dense.checkpoint()
     }
-    return JSON.parse(checkpoint.summary())
+    return { summary: JSON.parse(checkpoint.summary()), broken }
   },
 
   async fetch({ what }, tell) {
-    if (store === undefined) throw new Error('the open model does not come from a server')
+    const from = store
+    if (from === undefined) throw new Error('the open model does not come from a server')
     fetching = new AbortController()
     const { signal } = fetching
     try {
-      if (what !== 'nothing') {
-        const spans: Span[] | 'all' = what === 'all' ? what : JSON.parse(weights().spans(what))
-        await store.fetch(spans, signal, tell)
-      }
+      if (what === 'all') await from.fetch('all', signal, tell)
+      else if (what !== 'nothing') await from.fetch(spansOf(what), signal, tell)
     } catch (error) {
       if (!signal.aborted) throw error
     }
-    const { done, of } = store.arrival
-    if (done === of && dense === undefined) dense = Model.openStore(store, store.base)
-    return { done, of, paused: signal.aborted }
+    const { done, of } = from.arrival
+    const broken = done === of && dense === undefined ? openDense(() => Model.openStore(from, from.base)) : null
+    return { done, of, paused: signal.aborted, broken }
   },
 
   async pause() {
@@ -119,17 +126,25 @@ const topics: Topics = {
   async remove() {
     const removed = store
     store = undefined
-    forget()
+    await forget()
     await removed?.remove()
     return undefined
   },
 
-  async spectra({ layer }) {
-    return JSON.parse(await served((checkpoint) => checkpoint.weightSpectra(layer)))
+  async spectra({ layer }, tell) {
+    const found: Spectrum[] = []
+    weights().weightSpectra(layer, (json: string) => {
+      const spectrum = JSON.parse(json) as Spectrum
+      found.push(spectrum)
+      tell({ spectrum })
+    })
+    return found
   },
 
   async weight({ layer, matrix }) {
-    const weight = await served((checkpoint) => checkpoint.weight(layer, matrix))
+    fetching = new AbortController()
+    await store?.fetch(spansOf(layer), fetching.signal)
+    const weight = weights().weight(layer, matrix)
     return { rows: weight.rows, cols: weight.cols, data: weight.values() }
   },
 
@@ -155,17 +170,25 @@ const topics: Topics = {
     return { plan: JSON.parse(plan), error: predictedError(plan), leastError: predictedError(free) }
   },
 
-  async compress({ plan }, tell) {
+  async compress({ plan, folder }, tell) {
     const progress = (json: string) => tell({ layer: JSON.parse(json) as LayerReport })
-    const result = opened().compress(observed(), JSON.stringify(plan), progress)
-    const model = Model.open(result.files())
-    compressed?.model.free()
-    compressed?.result.free()
-    compressed = { model, result }
-    const written = model.checkpoint()
-    const summary = JSON.parse(written.summary())
-    written.free()
-    return { report: JSON.parse(result.report()), summary }
+    await discard()
+    // It will be smaller than the model.
+    const archive = await Archive.begin(folder, JSON.parse(weights().summary()).bytes)
+    try {
+      const report = JSON.parse(opened().compress(observed(), JSON.stringify(plan), archive, progress))
+      const blob = await archive.finish()
+      const model = Model.openStore(archive, folder)
+      compressed = { model, archive }
+      const written = model.checkpoint()
+      const summary = JSON.parse(written.summary())
+      written.free()
+      return { report, summary, kept: { archive: blob, inMemory: archive.inMemory } }
+    } catch (error) {
+      // What is half-written is of no use.
+      if (compressed?.archive !== archive) await archive.discard()
+      throw error
+    }
   },
 
   async perplexity({ side, text, seqLen, maxWindows }, tell) {
@@ -185,23 +208,40 @@ const topics: Topics = {
     const seconds = (performance.now() - (begin ?? performance.now())) / 1000
     return { ...result, tokensPerSecond: seconds > 0 ? (result.nTokens - 1) / seconds : 0 }
   },
-
-  async files() {
-    if (compressed === undefined) throw new Error('nothing has been compressed yet')
-    const files = compressed.result.files()
-    const content = (name: string) => files.get(name) as Uint8Array<ArrayBuffer>
-    return files.names().map((name) => ({ name, content: content(name) }))
-  },
 }
 
-function forget(): void {
+async function forget(): Promise<void> {
   store?.close()
   checkpoint?.free()
   dense?.free()
   statistics?.free()
-  compressed?.model.free()
-  compressed?.result.free()
-  store = checkpoint = dense = statistics = compressed = undefined
+  store = checkpoint = dense = statistics = undefined
+  await discard()
+}
+
+/** Lets go of what was compressed last. */
+async function discard(): Promise<void> {
+  const old = compressed
+  compressed = undefined
+  old?.model.free()
+  await old?.archive.discard()
+}
+
+/** Opens what can be run, beside what can be looked at; gives the reason if it cannot. */
+function openDense(open: () => Model): string | null {
+  try {
+    dense = open()
+    return null
+  } catch (error) {
+    // A fault of the program is told as one.
+    if (typeof error !== 'string') throw error
+    return error
+  }
+}
+
+/** Where the tensors of a layer lie. */
+function spansOf(layer: number): Span[] {
+  return JSON.parse(weights().spans(layer))
 }
 
 function weights(): Checkpoint {
@@ -212,12 +252,6 @@ function weights(): Checkpoint {
 function opened(): Model {
   if (dense === undefined) throw new Error(checkpoint === undefined ? 'no model is open' : 'the model has not arrived yet')
   return dense
-}
-
-/** Reads weights, after fetching those that are missing. */
-async function served<T>(work: (checkpoint: Checkpoint) => T): Promise<T> {
-  fetching = new AbortController()
-  return store === undefined ? work(weights()) : store.serving(() => work(weights()), fetching.signal)
 }
 
 function observed(): Statistics {
@@ -236,10 +270,10 @@ function chosen(side: Side): Model {
   return compressed.model
 }
 
-async function openRemote({ base, name }: ModelSource & { kind: 'remote' }): Promise<Checkpoint> {
+async function openRemote({ base, name }: ModelSource & { kind: 'remote' }, keptBytes: number): Promise<Checkpoint> {
   fetching = new AbortController()
   const { signal } = fetching
-  const opened = await FetchedStore.open(base, signal)
+  const opened = await FetchedStore.open(base, keptBytes, signal)
   try {
     const checkpoint = await opened.serving(() => Checkpoint.open(opened, name), signal)
     store = opened

@@ -37,10 +37,14 @@ export function AllocationLesson() {
     <Lighting class="lesson-body">
       <p>
         Layers are not equally patient. The model that comes with this page has {N_LAYERS} of them, and each was compressed alone, step by step, to
-        see how the loss rises. You have a <Symbol name="budget">budget</Symbol>: {percent(BUDGET / (10 * N_LAYERS), 0)} of all block weights
-        must go. Who <Symbol name="share">pays</Symbol>?
+        see how the loss rises: how surprised the model is, on average, by the next token of a text that it has not seen. You have a{' '}
+        <Symbol name="budget">budget</Symbol>: {percent(BUDGET / (10 * N_LAYERS), 0)} of all the layers’ weights must go. Who{' '}
+        <Symbol name="share">pays</Symbol>?
       </p>
-      <p class="do">Drag the bars, or use the arrow keys on them, until the budget is spent. Try to beat the solver.</p>
+      <p class="do">
+        Drag the bars, or use the arrow keys on them, until the budget is spent. Try to beat the solver. What counts is the perplexity, e to the
+        loss: it is as if the model wavered between so many tokens that are equally likely.
+      </p>
       <figure class="panel">
         <Payers costs={measured} steps={steps} onChange={setSteps} />
         <p class="caption">The line beside each bar: how far the loss has risen when so much of this layer alone is gone (its square root).</p>
@@ -57,10 +61,12 @@ export function AllocationLesson() {
       <OnRealCosts isShown={real !== null} onBack={() => setReal(null)} onCosts={setReal} />
       <Formula html={formula} />
       <p>
-        The paper asks how much a block turns the stream that passes through it, its <Symbol name="influence">block influence</Symbol>, and lets
-        blocks that turn it little pay more, the more sharply the smaller the <Symbol name="temperature">temperature</Symbol>. It costs nothing to
-        compute. Is it right here? The curves know better, since they were measured, but measuring them takes as many compressions as there are
-        bars times steps. For a model of your own the core asks each decomposition instead what it would lose at every width, which takes seconds.
+        The paper asks how much a layer turns the vectors that pass through it, its{' '}
+        <Symbol name="influence">block influence s</Symbol>: one minus the cosine between what goes in and what comes out. Layers that turn them
+        little pay more, the more sharply the smaller the <Symbol name="temperature">temperature ε</Symbol>; no share exceeds the cap, and τ is set
+        so that the budget is met. It costs nothing to compute. Is it right here? The curves know better, since they were measured, but that
+        takes a compression for every layer and step. For a model of your own the page asks each decomposition instead what it would lose at
+        every width, which takes seconds.
       </p>
     </Lighting>
   )

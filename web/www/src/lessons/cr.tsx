@@ -39,9 +39,10 @@ export function CrLesson() {
   return (
     <Lighting class="lesson-body">
       <p>
-        Attention compares every <Symbol name="query">query</Symbol> with every <Symbol name="key">key</Symbol>, coordinate by coordinate, and
-        adds up. So the table of <Symbol name="logits">logits</Symbol> is a sum of simple tables, one for each coordinate. Leave out the ones that
-        add little.
+        In attention every token asks with a vector, its <Symbol name="query">query</Symbol>, and offers another, its{' '}
+        <Symbol name="key">key</Symbol>. Each query is compared with each key: multiplied coordinate by coordinate, and added up. The sum, a{' '}
+        <Symbol name="logits">logit</Symbol>, says how much one token heeds another. So the table of all logits is a sum of simple tables, one for
+        each coordinate: a column of the queries times a row of the keys, hence the name CR. Leave out the ones that add little.
       </p>
       <p class="do">Press the coordinates to keep or drop them.</p>
       <Columns />
@@ -55,15 +56,16 @@ export function CrLesson() {
       <h2>Pairs that turn together</h2>
       <p>
         Models like Llama tell positions apart by turning: coordinates come in pairs, and each pair is an arrow that turns as the text goes
-        on, every pair at its own pace. Two arrows that have turned by different angles know only the difference, so the logit depends on the{' '}
-        <em>distance</em> of two tokens and on nothing else.
+        on, every pair at its own pace. What two such arrows add to the logit depends on the angle between them alone. Had both turned a little
+        further, that would be the same: so the logit knows the <em>distance</em> of two tokens, and not where in the text they stand.
       </p>
       <p class="do">Move both tokens along the text. Then break a pair.</p>
       <Arrows />
       <Formula html={rotary} />
       <p>
         Half a pair is a shadow of its arrow: it shrinks and grows as the arrow turns, and tokens at the same distance no longer have the
-        same logit. Hence the rule: rotary pairs are kept or dropped whole, by the product of their energies. Those of a real model are in{' '}
+        same logit. Hence the rule: rotary pairs, as they are called, are kept or dropped whole, by the product of their energies in queries
+        and keys. (In the formula R turns by the position, m and n, and δ is the angle of a pair before it turns.) Those of a real model are in{' '}
         <a href="#/explore?matrix=query&model=llama">Explore</a>.
       </p>
     </Lighting>

@@ -48,10 +48,11 @@ export function MetricLesson() {
   return (
     <Lighting class="lesson-body">
       <p>
-        Truncation answers the question: which matrix is nearest? But nearest for whom? A layer never sees all inputs. It sees{' '}
-        <Symbol name="data">its data</Symbol>, and data lies in few directions. An error that no input ever meets costs nothing.
+        Keeping the first terms answers the question: which matrix is nearest? But nearest for whom? A layer of a model never sees all
+        inputs that there could be. It sees <Symbol name="data">its data</Symbol>, and data lies in few directions. An error that no input ever
+        meets costs nothing.
       </p>
-      <p class="do">Drag the tip of the cloud. Each method turns the weight into one of rank 1; short threads are small errors.</p>
+      <p class="do">Drag the tip of the cloud. Each method replaces the same weight by one of rank 1, whose outputs lie on a line; short threads are small errors.</p>
       <figure class="panel">
         <div class="metric-figure">
           <div>
@@ -77,14 +78,16 @@ export function MetricLesson() {
       <OnRealData what="the three on the down map" isShown={seen !== null} onBack={() => setSeen(null)} onSeen={setSeen} />
       <Formula html={formula} />
       <p>
-        Plain SVD keeps the direction that the <Symbol name="exact">weight</Symbol> stretches most, wherever the data may be. Row weights
-        know that one coordinate is larger than another, which helps while the cloud lies along an axis, and is of no use at 45°. The
-        whitened SVD measures in <Symbol name="data">C</Symbol>, the Gram matrix of the inputs, so that its error <em>is</em> the error of
-        the outputs. It is never worse than the others. Make the cloud round, and all three agree: then data says nothing.
+        The inputs are the rows of X. Plain SVD keeps the direction that the <Symbol name="exact">weight W</Symbol> stretches most, wherever
+        the data may be. Row weights know that one coordinate is larger than another, which helps while the cloud lies along an axis, and is
+        of no use at 45°. (Here they are the sizes of the inputs; the method FWSVD takes them from gradients of the loss.) The whitened SVD
+        measures in <Symbol name="data">C</Symbol>, the Gram matrix, which holds the product of every two coordinates, summed over all inputs.
+        So its error <em>is</em> the error of the outputs, and it is never worse than the others. Make the cloud round, and all three agree:
+        then the data says nothing.
       </p>
       <p>
         This is what calibration is for: a few thousand words of text, passed once through the model, to learn C. In{' '}
-        <a href="#/explore?matrix=down">Explore</a> the same three methods are compared on the real maps of a model.
+        <a href="#/explore?matrix=down">Explore</a> the same three methods are compared in every layer of a model.
       </p>
     </Lighting>
   )
@@ -96,7 +99,7 @@ function OnDownMap({ seen: { title, activations } }: { seen: Seen }) {
   const [rank, setRank] = useNumber('rank', Math.round(0.5 * (plain.length - 1)), 0, plain.length - 1)
   return (
     <figure class="panel">
-      <p class="caption">the down map of {title}</p>
+      <p class="caption">the down map of {title}: the last matrix of the layer, whose inputs are the hidden units of the next lesson</p>
       <Chart
         label="Share of the output lost by rank, cut in three metrics"
         series={[

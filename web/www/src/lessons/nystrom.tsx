@@ -77,10 +77,14 @@ export function NystromLesson() {
   return (
     <Lighting class="lesson-body">
       <p>
-        Between the two maps of an MLP stand its hidden units. Here are eight, and what they do over {N_TOKENS} tokens. Many say the same
-        thing, so some can go, if the <Symbol name="kept">ones that stay</Symbol> carry the <Symbol name="dropped">others’</Symbol> part.
+        Half of each layer of a language model is an MLP: one map up to many hidden units, and one map down again, which adds up what they
+        say. Here are eight units, and how strongly each answers to {N_TOKENS} tokens, the pieces of a text. Many say the same thing, so some can
+        go, if the <Symbol name="kept">ones that stay</Symbol> carry the <Symbol name="dropped">others’</Symbol> part.
       </p>
-      <p class="do">Choose which units stay. Which three would you keep?</p>
+      <p class="do">
+        Choose which units stay. Which three would you keep? The bar under each name is its{' '}
+        <Symbol name="leverage">leverage score</Symbol>: how hard it is to replace.
+      </p>
       <figure class="panel">
         {title !== '' && (
           <p class="caption">
@@ -141,6 +145,10 @@ export function NystromLesson() {
         lonely one must stay: the <Symbol name="leverage">leverage score</Symbol> is large for units that no others can replace. Trying
         all choices is possible for eight units, and hopeless for a thousand. The scores of a real layer are in{' '}
         <a href="#/explore?matrix=up">Explore</a>.
+      </p>
+      <p class="caption">
+        In the formula: H has a row for each token and a column for each unit, J are the units that stay, W is the down map, and C = HᵀH is the
+        Gram matrix, as in the lesson before. The small number λ, the ridge, keeps the inverse from growing without bounds.
       </p>
     </Lighting>
   )

@@ -1,6 +1,7 @@
 import { useState } from 'preact/hooks'
 
 import type { ActivationSpectra } from '../core/protocol.ts'
+import { BATCH_TOKENS } from '../needs.ts'
 import { currentPlace } from '../place.ts'
 import { bundledText, currentSession, fetchModel, measureActivations, observe, open, useSession, weight } from '../session.ts'
 import { chosenDevice, chosenSource, titleOf } from '../ui/model.tsx'
@@ -24,7 +25,7 @@ interface OnRealLayerProps extends RealProps {
 /** Shows the lesson's figure on a matrix of the model that is open, which is opened first if need be. */
 export function OnRealLayer({ matrix, onWeight, ...props }: OnRealLayerProps) {
   const show = async (title: string, layer: number) => onWeight(`${title}, ${matrix}`, await weight(layer, matrix))
-  return <Show {...props} show={show} />
+  return <Show {...props} show={show} takesAll={false} />
 }
 
 export interface Seen {
@@ -37,16 +38,22 @@ export interface Seen {
 export function OnRealData({ onSeen, ...props }: RealProps & { readonly onSeen: (seen: Seen) => void | Promise<void> }) {
   const show = async (title: string, layer: number) => {
     const { statistics, summary } = currentSession()
-    const request = { samples: SAMPLES, seqLen: Math.min(256, summary?.context ?? 256), seed: 0, batchTokens: 1024 }
+    const request = { samples: SAMPLES, seqLen: Math.min(256, summary?.context ?? 256), seed: 0, batchTokens: BATCH_TOKENS }
     if (statistics === null && !(await observe(await bundledText('calibration.txt'), request))) return
     if (!(await measureActivations(layer))) return
     const activations = currentSession().activations[layer]
     if (activations !== undefined) await onSeen({ title, layer, activations })
   }
-  return <Show {...props} show={show} />
+  return <Show {...props} show={show} takesAll />
 }
 
-function Show({ what, isShown, onBack, show }: RealProps & { readonly show: (title: string, layer: number) => Promise<void> }) {
+interface ShowProps extends RealProps {
+  readonly show: (title: string, layer: number) => Promise<void>
+  /** Whether a part of a model on a server will not do. */
+  readonly takesAll: boolean
+}
+
+function Show({ what, isShown, onBack, show, takesAll }: ShowProps) {
   const { work, problem } = useSession()
   const [waits, setWaits] = useState(false)
   if (isShown) {
@@ -63,7 +70,7 @@ function Show({ what, isShown, onBack, show }: RealProps & { readonly show: (tit
     try {
       const source = chosenSource(currentPlace())
       if (!(await open(source, await chosenDevice(currentPlace())))) return
-      if (!(await fetchModel())) return
+      if (takesAll && !(await fetchModel())) return
       const last = (currentSession().summary?.layers.length ?? 1) - 1
       const layer = Math.min(last, Math.max(0, Math.floor(Number(currentPlace().params['layer'] ?? 0)) || 0))
       await show(`${titleOf(source)}, layer ${layer}`, layer)

@@ -36,8 +36,10 @@ export function SvdLesson() {
     <Lighting class="lesson-body">
       <p>
         Any <Symbol name="matrix">matrix</Symbol> is a sum of simple ones. Each <Symbol name="kept">term</Symbol> is one column times
-        one row, with a weight <i>σ</i> in front, and the weights fall. Keep the first <Symbol name="rank">r</Symbol> terms and you
-        have the best matrix that so few numbers can make; what you lose is the sum of the <Symbol name="lost">squares you left out</Symbol>.
+        one row, with a number <i>σ</i> in front that says how much it adds: a singular value. The largest come first. Keep the
+        first <Symbol name="rank">r</Symbol> terms, and no other matrix that is made of r such terms comes nearer. What you lose is the sum of
+        the <Symbol name="lost">squares σ² that you left out</Symbol>; all of them together are the energy of the matrix, the sum of
+        the squares of its numbers.
       </p>
       <p class="do">Drag the line, or give it the focus and press the arrow keys.</p>
       <figure class="panel">
@@ -72,9 +74,9 @@ export function SvdLesson() {
       </figure>
       <Formula html={formula} />
       <p>
-        A lighthouse needs few terms: its rows resemble each other. Weights of a trained model are not like that. Their singular
-        values fall slowly, and cutting them as they stand costs dearly. See for yourself, then go on to the next lesson, which shows
-        what to look at instead.
+        A lighthouse needs few terms: its rows resemble each other. The weights of a language model, the matrices that it multiplies
+        by, are not like that. Their singular values fall slowly, and cutting them as they stand costs dearly. See for yourself on a query
+        map, one of the matrices with which a model pays attention; then go on to the next lesson, which shows what to look at instead.
       </p>
       <OnRealLayer
         what="a query map"

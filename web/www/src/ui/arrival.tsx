@@ -1,13 +1,14 @@
 import { useState } from 'preact/hooks'
 
 import { setParams, usePlace } from '../place.ts'
-import { fetchModel, MEMORY_BYTES, neededBytes, pause, removeModel, useSession, want } from '../session.ts'
+import { KEPT_BYTES } from '../needs.ts'
+import { fetchModel, obstacle, pause, removeModel, useSession, want } from '../session.ts'
 import { folderOf, HUB } from './model.tsx'
 import { bytes } from './number.ts'
 
 /** Takes a model by its id at a hub, or by the address of its folder. */
 export function FromServer({ disabled }: { disabled: boolean }) {
-  const { params } = usePlace()
+  const { params, view } = usePlace()
   const [model, setModel] = useState('')
   const [endpoint, setEndpoint] = useState(params['endpoint'] ?? '')
   const id = model.trim()
@@ -16,7 +17,8 @@ export function FromServer({ disabled }: { disabled: boolean }) {
   const open = (event: Event) => {
     event.preventDefault()
     if (base === null) return
-    want(base)
+    // To explore a model takes a layer of it, to compress it takes all.
+    want(base, view === 'compress')
     setParams({ model: id, endpoint: from, layer: undefined, matrix: undefined, held: undefined })
   }
   return (
@@ -36,8 +38,8 @@ export function FromServer({ disabled }: { disabled: boolean }) {
         </button>
       </form>
       <p class="caption">
-        OPT, Llama or GPT-2, as safetensors or pytorch_model.bin. It is kept in this browser, and fetched once. Nothing is sent but the request
-        for it.
+        OPT, Llama or GPT-2, as safetensors or pytorch_model.bin. To explore, only the layers that you look at are fetched. They are kept in
+        this browser; nothing is sent but the request for them.
       </p>
     </details>
   )
@@ -45,9 +47,10 @@ export function FromServer({ disabled }: { disabled: boolean }) {
 
 /** How much of a model on a server is here, and what can be done about it. */
 export function Arriving() {
-  const { arrival, source, summary, work } = useSession()
+  const session = useSession()
+  const { arrival, source, summary, work } = session
   if (source?.kind !== 'remote' || summary === null) return null
-  const needed = neededBytes(summary)
+  const isOfUse = obstacle(session) === null
   const leave = () => setParams({ model: undefined, endpoint: undefined })
   return (
     <div class="arrival">
@@ -59,16 +62,20 @@ export function Arriving() {
               Pause
             </button>
           ) : (
-            <button type="button" disabled={work !== null} onClick={() => void fetchModel()}>
-              {arrival.done < arrival.of / 2 ? 'Fetch it' : 'Fetch the rest'}
-            </button>
+            isOfUse && (
+              <button type="button" disabled={work !== null} onClick={() => void fetchModel()}>
+                {arrival.done < arrival.of / 2 ? 'Fetch it' : 'Fetch the rest'}
+              </button>
+            )
           )}
         </p>
       )}
-      {needed > MEMORY_BYTES && (
-        <p class="problem">
-          It can be looked at here, but not be observed or compressed: that takes about {bytes(needed)} of memory, and a page has{' '}
-          {bytes(MEMORY_BYTES)}.
+      {arrival !== null && (
+        <p class="caption">
+          A layer is fetched when you choose it on the map of Explore
+          {isOfUse
+            ? '; to observe and compress the model takes all of it.'
+            : `. At most ${bytes(KEPT_BYTES)} are kept here: layers that you looked at longest ago make way, and are fetched again if you return to them.`}
         </p>
       )}
       {arrival?.going !== true && (

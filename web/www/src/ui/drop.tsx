@@ -2,6 +2,7 @@ import type { ComponentChildren } from 'preact'
 import { useRef, useState } from 'preact/hooks'
 
 import { FromServer, Arriving } from './arrival.tsx'
+import { Limits } from './limits.tsx'
 import { bring } from './model.tsx'
 
 /** Takes a model's files: dropped on the page, or chosen. A folder may be dropped as well. */
@@ -26,6 +27,7 @@ export function Drop({ children, disabled }: { children: ComponentChildren; disa
       onDrop={(event) => void onDrop(event)}
     >
       {children}
+      <Limits />
       <p class="bring">
         <button type="button" disabled={disabled} onClick={() => input.current?.click()}>
           Open your own …

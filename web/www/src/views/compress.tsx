@@ -1,21 +1,26 @@
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
 
 import { type HeldWidth, MODULES, type PlanRequest } from '../core/protocol.ts'
+import { folderName } from '../core/store/tar.ts'
+import { BATCH_TOKENS } from '../needs.ts'
 import { setParams, useChoice, useNumber, usePlace } from '../place.ts'
 import {
   bundledText,
   compress,
   continueText,
   currentSession,
-  files,
+  fetchWanted,
   makePlan,
   observe,
+  obstacle,
+  SAMPLES,
   score,
   useSession,
 } from '../session.ts'
 import { Choice, Slider } from '../ui/controls.tsx'
 import { download } from '../ui/download.ts'
 import { Drop } from '../ui/drop.tsx'
+import { WhyOff } from '../ui/limits.tsx'
 import { ModelPick } from '../ui/model.tsx'
 import { bytes, grouped, percent } from '../ui/number.ts'
 import { ModelLine, Status } from '../ui/status.tsx'
@@ -24,12 +29,15 @@ import { useOpenModel } from './explore.tsx'
 
 const PROMPT = 'Once upon a time, there was a little girl named Lily.'
 const NEW_TOKENS = 60
-/** With 32, 64 and 128 samples the bundled OPT has a perplexity of 14.55, 14.57 and 14.57 at 30 %. */
-const SAMPLES = 64
 
 export function Compress() {
-  useOpenModel(false)
-  const { summary, arrival, work, statistics, planned, result } = useSession()
+  useOpenModel()
+  const session = useSession()
+  const { summary, arrival, work, statistics, planned, result } = session
+  const isOff = obstacle(session) !== null
+  useEffect(() => {
+    if (work === null) void fetchWanted()
+  }, [session])
   const [sparsity, setSparsity] = useNumber('sparsity', 0.3, 0, 0.7)
   const [mode, setMode] = useChoice('mode', ['best', 'paper'])
   const [allocation, setAllocation] = useChoice('allocation', ['own', 'uniform', 'paper', 'curves'])
@@ -58,7 +66,7 @@ export function Compress() {
     const text = calibration ?? (await bundledText('calibration.txt'))
     // A text of one's own may be short: as many samples as it has.
     const samples = calibration === null ? SAMPLES : Math.max(1, Math.min(SAMPLES, Math.floor(text.length / (6 * seqLen))))
-    if (!(await observe(text, { samples, seqLen, seed: 0, batchTokens: 1024 }))) return
+    if (!(await observe(text, { samples, seqLen, seed: 0, batchTokens: BATCH_TOKENS }))) return
     last.current = request
     if (!(await makePlan(...request))) return
     const made = currentSession().planned
@@ -144,10 +152,11 @@ export function Compress() {
             disabled={work !== null || heldOut !== null}
           />
           <p>
-            <button type="button" class="primary" disabled={work !== null || summary === null || arrival !== null} onClick={() => void run()}>
+            <button type="button" class="primary" disabled={work !== null || summary === null || arrival !== null || isOff} onClick={() => void run()}>
               Compress
             </button>
           </p>
+          <WhyOff />
         </section>
         <section class="panel" aria-labelledby="plan-title">
           <h2 id="plan-title">The plan</h2>
@@ -238,9 +247,8 @@ function Texts({ calibration, heldOut, prompt, onCalibration, onHeldOut, onPromp
 
 function Result({ prompt }: { prompt: string }) {
   const { summary, result, scores, texts, source } = useSession()
-  const [saving, setSaving] = useState(false)
   if (summary === null || result === null) return null
-  const { report, summary: after, seconds } = result
+  const { report, summary: after, kept, seconds } = result
   const rows: readonly (readonly [string, string, string])[] = [
     ['perplexity', scores.dense?.perplexity.toFixed(3) ?? '…', scores.compressed?.perplexity.toFixed(3) ?? '…'],
     ['block weights', grouped(summary.blockParams), grouped(after.blockParams)],
@@ -248,14 +256,7 @@ function Result({ prompt }: { prompt: string }) {
     ['bytes', bytes(summary.bytes), bytes(after.bytes)],
     ['tokens/s, writing', speed(texts.dense?.tokensPerSecond), speed(texts.compressed?.tokensPerSecond)],
   ]
-  const save = async () => {
-    setSaving(true)
-    try {
-      download(`${source?.name ?? 'model'}-${Math.round(100 * report.totals.sparsity)}.tar`, await files())
-    } finally {
-      setSaving(false)
-    }
-  }
+  const save = () => download(`${folderName(source?.name ?? '')}-${Math.round(100 * report.totals.sparsity)}.tar`, kept.archive)
   return (
     <section class="panel result" aria-labelledby="result-title">
       <h2 id="result-title">Before and after</h2>
@@ -294,11 +295,12 @@ function Result({ prompt }: { prompt: string }) {
         ))}
       </div>
       <p>
-        <button type="button" disabled={saving} onClick={() => void save()}>
+        <button type="button" onClick={save}>
           Download the compressed model
         </button>{' '}
         <small>a folder in a .tar, as modegpt and transformers load it, with plan and report</small>
       </p>
+      {kept.inMemory !== null && <p class="caption">It is held in memory: {kept.inMemory}.</p>}
     </section>
   )
 }

@@ -4,12 +4,25 @@ import type { ActivationSpectra, Spectrum, Summary } from '../core/protocol.ts'
 import { lostShares } from '../math/svd.ts'
 import { marchenkoPastur } from '../math/random_matrix.ts'
 import { setParams, useChoice, useNumber, usePlace } from '../place.ts'
-import { bundledText, measureActivations, measureSpectra, observe, open, useSession } from '../session.ts'
+import { BATCH_TOKENS, storedBytes } from '../needs.ts'
+import {
+  bundledText,
+  choose,
+  chooseAll,
+  lookOn,
+  measureActivations,
+  observe,
+  obstacle,
+  open,
+  SAMPLES,
+  useSession,
+} from '../session.ts'
 import { Chart } from '../ui/chart.tsx'
 import { Choice, Figure, Pick } from '../ui/controls.tsx'
 import { Drop } from '../ui/drop.tsx'
+import { WhyOff } from '../ui/limits.tsx'
 import { chosenDevice, chosenSource, ModelPick } from '../ui/model.tsx'
-import { percent, short } from '../ui/number.ts'
+import { bytes, percent, short } from '../ui/number.ts'
 import { Status, ModelLine } from '../ui/status.tsx'
 
 const MEASURES = ['effective', 'rank90', 'stable'] as const
@@ -20,28 +33,30 @@ const MEASURE_TITLES: readonly (readonly [Measure, string])[] = [
   ['stable', 'stable rank'],
 ]
 
-/** Opens the chosen model, and takes its spectra; does so again after the core had to be started anew. */
-export function useOpenModel(withSpectra: boolean): void {
+/** Opens the chosen model; does so again after the core had to be started anew. */
+export function useOpenModel(): void {
   const place = usePlace()
   const { summary, work, problem } = useSession()
   const { model, device } = place.params
   useEffect(() => {
     if (problem !== null) return
-    void chosenDevice(place).then(async (device) => {
-      if ((await open(chosenSource(place), device)) && withSpectra) await measureSpectra()
-    })
+    void chosenDevice(place).then((device) => open(chosenSource(place), device))
   }, [model, device, summary === null, work === null, problem === null])
 }
 
 export function Explore() {
-  useOpenModel(true)
-  const { summary, spectra, work } = useSession()
+  useOpenModel()
+  const session = useSession()
+  const { summary, spectra, work, problem } = session
   const [measure, setMeasure] = useChoice('measure', MEASURES)
   const { matrix: asked } = usePlace().params
   const [layer] = useNumber('layer', 0, 0, Math.max(0, (summary?.layers.length ?? 1) - 1))
+  useEffect(() => {
+    if (work === null && problem === null) void lookOn()
+  }, [session, layer])
   const found = spectra[layer]
-  const names = [...new Set((spectra[0] ?? []).map((spectrum) => spectrum.matrix))]
-  const matrix = names.find((name) => name === asked) ?? names[0] ?? 'query'
+  const names = ['query', 'key', 'value', 'output', ...(summary?.gated === true ? ['gate'] : []), 'up', 'down', 'value·output']
+  const matrix = names.find((name) => name === asked) ?? 'query'
   return (
     <div class="explore">
       <h1>Explore</h1>
@@ -57,7 +72,11 @@ export function Explore() {
             <Choice label="coloured by" value={measure} choices={MEASURE_TITLES} onChange={setMeasure} />
             <ModelMap summary={summary} names={names} measure={measure} chosen={{ layer, matrix }} />
           </section>
-          {found !== undefined && <Detail key={`${layer} ${matrix}`} layer={layer} matrix={matrix} spectra={found} summary={summary} />}
+          {found === undefined ? (
+            <Unseen layer={layer} summary={summary} />
+          ) : (
+            <Detail key={`${layer} ${matrix}`} layer={layer} matrix={matrix} spectra={found} summary={summary} />
+          )}
         </div>
       )}
     </div>
@@ -85,9 +104,11 @@ interface MapProps {
   chosen: { layer: number; matrix: string }
 }
 
-/** Layers by matrices, each cell as strong as its measure. */
+/** Layers by matrices, each cell as strong as its measure; what has not been looked at is empty. */
 function ModelMap({ summary, names, measure, chosen }: MapProps) {
-  const { spectra, statistics } = useSession()
+  const { spectra, looking, statistics, arrival, unasked, work } = useSession()
+  const nLayers = summary.layers.length
+  const nSeen = spectra.filter((found) => found !== undefined).length
   return (
     <div class="map-holder">
       <table class="map">
@@ -104,24 +125,31 @@ function ModelMap({ summary, names, measure, chosen }: MapProps) {
           </tr>
         </thead>
         <tbody>
-          {summary.layers.map((_, layer) => (
-            <tr key={layer}>
-              <th scope="row">{layer}</th>
+          {summary.layers.map(({ incomplete }, layer) => (
+            <tr key={layer} class={spectra[layer] === undefined ? undefined : 'seen'}>
+              <th scope="row">
+                {layer}
+                {spectra[layer] !== undefined && <span class="visually-hidden">, looked at</span>}
+              </th>
               {names.map((name) => {
-                const found = spectra[layer]?.filter((spectrum) => spectrum.matrix === name)
-                const share = found === undefined ? undefined : shareOf(measure, found)
+                const known = spectra[layer] ?? (looking?.layer === layer ? looking.spectra : [])
+                const found = known.filter((spectrum) => spectrum.matrix === name)
+                const share = found.length === 0 ? undefined : shareOf(measure, found)
                 const isChosen = chosen.layer === layer && chosen.matrix === name
                 return (
                   <td key={name}>
                     <button
                       type="button"
                       aria-pressed={isChosen}
-                      aria-label={`layer ${layer}, ${name}${share === undefined ? '' : `, ${percent(share, 0)} of the full rank`}`}
+                      class={share === undefined ? 'unseen' : undefined}
+                      aria-label={`layer ${layer}, ${name}, ${share === undefined ? (incomplete ? 'missing' : 'not looked at') : `${percent(share, 0)} of the full rank`}`}
                       style={{ '--share': share ?? 0 }}
-                      disabled={share === undefined}
-                      onClick={() => setParams({ layer: layer === 0 ? undefined : String(layer), matrix: name, cut: undefined })}
+                      onClick={() => {
+                        choose(layer)
+                        setParams({ layer: layer === 0 ? undefined : String(layer), matrix: name, cut: undefined })
+                      }}
                     >
-                      {share === undefined ? '·' : Math.round(100 * share)}
+                      {share === undefined ? (incomplete ? '×' : '·') : Math.round(100 * share)}
                     </button>
                   </td>
                 )
@@ -131,8 +159,45 @@ function ModelMap({ summary, names, measure, chosen }: MapProps) {
           ))}
         </tbody>
       </table>
-      <p class="caption">Percent of the full rank. Low and pale: few directions do most of the work. High and deep: all are needed.</p>
+      <p class="caption">
+        Percent of the full rank. Low and pale: few directions do most of the work. High and deep: all are needed.
+        {nSeen < nLayers && ` Looked at so far: ${nSeen} of ${nLayers} layers. Choose another to see it.`}
+      </p>
+      {nSeen < nLayers && arrival === null && unasked !== 'all' && (
+        <p class="buttons">
+          <button type="button" disabled={work !== null} onClick={chooseAll}>
+            Look at all layers
+          </button>
+        </p>
+      )}
     </div>
+  )
+}
+
+/** In place of a layer that has not been looked at. */
+function Unseen({ layer, summary }: { layer: number; summary: Summary }) {
+  const { unseen, arrival, looking, work } = useSession()
+  const why = unseen[layer]
+  const size = bytes(storedBytes(summary, layer))
+  return (
+    <section class="panel" aria-labelledby="unseen-title">
+      <h2 id="unseen-title">Layer {layer}</h2>
+      {why !== undefined && (
+        <p class="problem" role="alert">
+          Layer {layer} cannot be shown: {why.charAt(0).toLowerCase() + why.slice(1).replace(/\.$/, '')}.
+        </p>
+      )}
+      {looking?.layer === layer ? (
+        <p class="caption">Its singular values are being taken; the map shows those that are known.</p>
+      ) : (
+        <p>
+          <button type="button" disabled={work !== null} onClick={() => choose(layer)}>
+            {arrival === null ? `Look at layer ${layer}` : `Fetch layer ${layer}`}
+          </button>{' '}
+          <small>{arrival === null ? `reads ${size}` : size}</small>
+        </p>
+      )}
+    </section>
   )
 }
 
@@ -210,11 +275,13 @@ interface ActivationsProps {
 
 /** The same matrix, seen by the data. */
 function Activations({ layer, matrix, summary, spectrum, head, onHead }: ActivationsProps) {
-  const { statistics, arrival, activations, work } = useSession()
+  const session = useSession()
+  const { statistics, arrival, activations, work } = session
+  const isOff = obstacle(session) !== null
   useEffect(() => void measureActivations(layer), [layer, statistics, work === null])
   const seen = activations[layer]
   const look = async () => {
-    const request = { samples: 64, seqLen: Math.min(256, summary.context), seed: 0, batchTokens: 1024 }
+    const request = { samples: SAMPLES, seqLen: Math.min(256, summary.context), seed: 0, batchTokens: BATCH_TOKENS }
     await observe(await bundledText('calibration.txt'), request)
   }
   return (
@@ -228,10 +295,12 @@ function Activations({ layer, matrix, summary, spectrum, head, onHead }: Activat
             A weight alone does not tell what may go. Pass some text through the model, and see what its activations say of the same matrix.
           </p>
           <p>
-            <button type="button" class="primary" disabled={work !== null || arrival !== null} onClick={() => void look()}>
+            <button type="button" class="primary" disabled={work !== null || arrival !== null || isOff} onClick={() => void look()}>
               Observe the model on a text
             </button>
           </p>
+          <WhyOff />
+          {arrival !== null && !isOff && <p class="caption">It takes all of the model, which has not arrived yet.</p>}
         </>
       )}
       {statistics !== null && (

@@ -1,10 +1,11 @@
 /// <reference lib="webworker" />
 /**
- * A model's files on a server, fetched in parts when they are needed, and kept in the page's own file system. A model of
- * which everything is kept needs no network.
+ * A model's files on a server, fetched in parts when they are needed, and kept in the page's own file system as far as there
+ * is room. A model of which everything is kept needs no network.
  */
 import type { Arrival, Span } from '../protocol.ts'
-import { BLOCK_BYTES, KeptFile } from './kept.ts'
+import { BLOCK_BYTES, Blocks } from './blocks.ts'
+import { blocksOf, KeptFile } from './kept.ts'
 import { Dropped, look, range, type RemoteFile, whole } from './remote.ts'
 
 /** Beside the weights; a model has those that it has. */
@@ -12,6 +13,8 @@ const COMPANIONS = ['generation_config.json', 'tokenizer.json', 'tokenizer_confi
 /** Best first, as the core chooses. */
 const WEIGHTS = ['model.safetensors.index.json', 'model.safetensors', 'pytorch_model.bin.index.json', 'pytorch_model.bin']
 const LONGEST_RUN = 64
+/** Larger than any model, small enough that its blocks can be listed. */
+const LARGEST_BYTES = 2 ** 41
 /** Milliseconds before a lost connection is tried again; any byte that arrives begins the list anew. */
 const PATIENCE = [250, 1000, 3000]
 
@@ -22,28 +25,37 @@ export class FetchedStore {
     /** The folder's address. */
     readonly base: string,
     private readonly folder: FileSystemDirectoryHandle,
+    private readonly blocks: Blocks,
     private readonly kept: ReadonlyMap<string, KeptFile>,
+    /** The most that is kept of it. */
+    private readonly keptBytes: number,
   ) {}
 
   /** Opens what is kept of the model in the folder `base` of a server, or asks the server what there is. */
-  static async open(base: string, signal: AbortSignal): Promise<FetchedStore> {
+  static async open(base: string, keptBytes: number, signal: AbortSignal): Promise<FetchedStore> {
     const folder = await folderOf(base)
-    const kept = new Map<string, KeptFile>()
+    const known = await readList(folder)
+    const { files, contents } = known === undefined ? await list(base, signal) : { files: known, contents: new Map<string, never>() }
+    const bytes = Object.values(files).reduce((sum, { size }) => sum + size, 0)
+    if (bytes > LARGEST_BYTES) throw new Error(`${base} says that the model has ${gigabytes(bytes)}, more than any has`)
+    if (known === undefined) await empty(folder)
+    const blocks = await Blocks.open(folder, Object.values(files).reduce((sum, about) => sum + blocksOf(about), 0))
     try {
-      const known = await readList(folder)
-      const { files, contents } = known === undefined ? await list(base, signal) : { files: known, contents: new Map<string, never>() }
-      if (known === undefined) {
-        await empty(folder)
-        await checkRoom(Object.values(files).reduce((sum, { size }) => sum + size, 0))
+      const kept = new Map<string, KeptFile>()
+      let first = 0
+      for (const [name, about] of Object.entries(files)) {
+        kept.set(name, new KeptFile(about, blocks, first))
+        first += blocksOf(about)
       }
-      for (const [name, about] of Object.entries(files)) kept.set(name, await KeptFile.open(folder, name, about))
+      const store = new FetchedStore(base, folder, blocks, kept, keptBytes)
+      await store.measureRoom()
       for (const [name, content] of contents) fill(kept.get(name) as KeptFile, content)
       if (known === undefined) await writeList(folder, files)
+      return store
     } catch (error) {
-      for (const file of kept.values()) file.close()
+      blocks.close()
       throw error
     }
-    return new FetchedStore(base, folder, kept)
   }
 
   names(): string[] {
@@ -56,7 +68,7 @@ export class FetchedStore {
 
   readAt(file: string, offset: number, into: Uint8Array): void {
     const kept = this.kept.get(file)
-    if (kept?.has(offset, into.length) !== true) {
+    if (kept?.has({ offset, bytes: into.length }) !== true) {
       this.missed = { file, offset, bytes: into.length }
       throw new Error('it has not arrived yet')
     }
@@ -70,28 +82,47 @@ export class FetchedStore {
 
   /** Does `work`, which reads from this store, and fetches what it misses until it is done. */
   async serving<T>(work: () => T, signal: AbortSignal): Promise<T> {
+    const fetched = new Set<string>()
     for (;;) {
       this.missed = undefined
       try {
         return work()
       } catch (error) {
-        if (this.missed === undefined) throw error
-        await this.fetch([this.missed], signal)
+        const missed = this.missed as Span | undefined
+        if (missed === undefined) throw error
+        const name = `${missed.file} ${missed.offset} ${missed.bytes}`
+        if (fetched.has(name)) throw new Error('what the browser keeps of the model is too little to read it')
+        fetched.add(name)
+        await this.fetch([missed], signal)
       }
     }
   }
 
-  /** Fetches what is missing of `spans`, or of everything. */
+  /** Fetches what is missing of `spans`, or of everything. Other parts make way if need be. */
   async fetch(spans: readonly Span[] | 'all', signal: AbortSignal, tell: (arrival: Arrival) => void = () => {}): Promise<void> {
+    const whole = ({ about }: KeptFile) => [{ offset: 0, bytes: about.size }]
+    const wanted = [...this.kept].map(([name, file]) => {
+      return { name, file, blocks: file.use(spans === 'all' ? whole(file) : spans.filter((span) => span.file === name)) }
+    })
+    await this.measureRoom(wanted.reduce((sum, { blocks }) => sum + blocks.length, 0))
     const { done, of } = this.arrival
-    await checkRoom(of, done)
     let here = done
-    for (const [name, file] of this.kept) {
-      const parts = spans === 'all' ? [{ offset: 0, bytes: file.about.size }] : spans.filter((span) => span.file === name)
-      for (const [first, end] of file.missing(parts, LONGEST_RUN)) {
+    for (const { name, file, blocks } of wanted) {
+      for (const [first, end] of file.missing(blocks, LONGEST_RUN)) {
         await this.fetchRun(name, file, first, end, signal, (bytes) => tell({ done: (here += bytes), of }))
       }
     }
+  }
+
+  /** How many blocks may be kept; what does not fit is told before anything of it is fetched. */
+  private async measureRoom(needed = 0): Promise<void> {
+    const { quota = Infinity, usage = 0 } = await navigator.storage.estimate()
+    const lent = quota - usage + this.blocks.count * BLOCK_BYTES
+    this.blocks.most = Math.floor(Math.min(lent, this.keptBytes) / BLOCK_BYTES)
+    if (needed <= this.blocks.most) return
+    const bytes = gigabytes(needed * BLOCK_BYTES)
+    if (lent < this.keptBytes) throw new Error(`this takes ${bytes}, and the browser lends this page ${gigabytes(lent)}`)
+    throw new Error(`this takes ${bytes}, and of a model at most ${gigabytes(this.keptBytes)} are kept`)
   }
 
   private async fetchRun(name: string, file: KeptFile, first: number, end: number, signal: AbortSignal, tell: (bytes: number) => void): Promise<void> {
@@ -115,7 +146,7 @@ export class FetchedStore {
   }
 
   close(): void {
-    for (const file of this.kept.values()) file.close()
+    this.blocks.close()
   }
 
   /** Closes it and takes all that is kept of it out of the browser. */
@@ -144,7 +175,13 @@ async function list(base: string, signal: AbortSignal) {
     if (name.endsWith('.index.json')) {
       const index = await take(name)
       if (index === undefined) continue
-      for (const shard of shardsOf(name, index)) files[shard] = await required(base, shard, signal)
+      const shards = shardsOf(name, index)
+      for (const shard of shards) {
+        const found = await look(urlOf(base, shard), signal)
+        // A model is opened without the layers of a shard that is not there.
+        if (found !== null) files[shard] = found
+      }
+      if (!shards.some((shard) => shard in files)) throw new Error(`${base} has none of the files that its ${name} names`)
       return { files, contents }
     }
     const found = await look(urlOf(base, name), signal)
@@ -153,12 +190,6 @@ async function list(base: string, signal: AbortSignal) {
     return { files, contents }
   }
   throw new Error(`${base} has no weights: expected one of ${WEIGHTS.join(', ')}`)
-}
-
-async function required(base: string, name: string, signal: AbortSignal): Promise<RemoteFile> {
-  const found = await look(urlOf(base, name), signal)
-  if (found === null) throw new Error(`${base} has no ${name}, which its index names`)
-  return found
 }
 
 /** The files that an index names; the core checks the rest of it. */
@@ -211,13 +242,6 @@ function urlOf(base: string, name: string): string {
   return new URL(encodeURIComponent(name), base).href
 }
 
-/** A model that does not fit into the browser's storage is told before anything of it is fetched. */
-async function checkRoom(bytes: number, done = 0): Promise<void> {
-  const { quota = Infinity, usage = 0 } = await navigator.storage.estimate()
-  const room = quota - usage + done
-  if (bytes > room) throw new Error(`the model has ${gigabytes(bytes)}, and the browser lends this page ${gigabytes(room)}`)
-}
-
 function gigabytes(bytes: number): string {
   return `${(bytes / 1e9).toFixed(2)} GB`
 }
@@ -235,6 +259,8 @@ async function folderOf(base: string): Promise<FileSystemDirectoryHandle> {
 }
 
 const LIST = 'list.json'
+/** Of what is kept beside it. */
+const VERSION = 2
 
 /** What lies there without a list belongs to nothing that is known. */
 async function empty(folder: FileSystemDirectoryHandle): Promise<void> {
@@ -244,15 +270,16 @@ async function empty(folder: FileSystemDirectoryHandle): Promise<void> {
 async function readList(folder: FileSystemDirectoryHandle): Promise<List | undefined> {
   try {
     const file = await (await folder.getFileHandle(LIST)).getFile()
-    return JSON.parse(await file.text()) as List
+    const { version, files } = JSON.parse(await file.text()) as { version: number; files: List }
+    return version === VERSION ? files : undefined
   } catch {
     // There is none yet, or the page was closed while it was written.
     return undefined
   }
 }
 
-async function writeList(folder: FileSystemDirectoryHandle, list: List): Promise<void> {
+async function writeList(folder: FileSystemDirectoryHandle, files: List): Promise<void> {
   const writable = await (await folder.getFileHandle(LIST, { create: true })).createWritable()
-  await writable.write(JSON.stringify(list))
+  await writable.write(JSON.stringify({ version: VERSION, files }))
   await writable.close()
 }

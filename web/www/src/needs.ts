@@ -1,0 +1,76 @@
+/**
+ * What a model takes of this page, told before it is tried: bytes that the core holds at once. What is read from a disk or
+ * a server and not kept does not count.
+ */
+import type { DeviceInfo, Summary } from './core/protocol.ts'
+
+/** What the core is asked to compute at once. */
+export const BATCH_TOKENS = 1024
+
+/** Of layers from a server, the bytes that the browser keeps; those looked at longest ago go first. */
+export const KEPT_BYTES = 4e9
+
+/** WebAssembly has four gigabytes; some of them go to the page itself. */
+const MOST_BYTES = 3.5e9
+/** The program, a tokenizer, buffers. */
+const PROGRAM_BYTES = 60e6
+
+/** What the core may hold at once: half of what the machine has, where the browser tells. `asked` is a lower limit in MB. */
+export function memoryBytes(asked: string | undefined): number {
+  const { deviceMemory = Infinity } = navigator as { deviceMemory?: number }
+  const limit = Number(asked)
+  return Math.min(MOST_BYTES, 0.5 * deviceMemory * 2 ** 30, limit > 0 ? limit * 1e6 : Infinity)
+}
+
+/** To take the singular values of a layer: its weights, and the largest of them several times in double precision. */
+export function layerBytes({ layers, dModel, nHeads }: Summary, index: number): number {
+  const layer = layers[index]
+  if (layer === undefined) return 0
+  const largest = dModel * Math.max(layer.dFf, nHeads * layer.dQk, nHeads * layer.dV)
+  return PROGRAM_BYTES + 4 * sum(layer.params) + 24 * largest
+}
+
+/** To observe a model on so many tokens and to compress it: the statistics of all layers, and the work on the largest. */
+export function compressionBytes({ layers, dModel, nHeads, nKvHeads }: Summary, tokens: number): number {
+  const parts = layers.map(({ dFf, dQk, dV, params }) => {
+    // Triangles in double precision, of hidden units and of every head.
+    const statistics = 4 * (dFf ** 2 + (2 * nHeads + nKvHeads) * dQk ** 2 + (nHeads + nKvHeads) * dV ** 2)
+    const weights = 4 * sum(params)
+    const activations = 4 * BATCH_TOKENS * (4 * dFf + 4 * nHeads * (dQk + dV) + 6 * dModel)
+    const observing = weights + activations + 8 * dFf ** 2 + statistics
+    const decomposing = 3 * weights + 24 * dFf * (dFf + dModel) + statistics
+    return { statistics, work: Math.max(observing, decomposing) }
+  })
+  const work = Math.max(...parts.map(({ work }) => work))
+  return PROGRAM_BYTES + sum(parts.map(({ statistics }) => statistics)) + 4 * tokens * dModel + work
+}
+
+/** The largest tensor on a graphics card: a Gram matrix of hidden units, a weight, or activations. */
+export function tensorBytes({ layers, dModel }: Summary): number {
+  return 4 * Math.max(...layers.map(({ dFf }) => dFf * Math.max(dFf, dModel, BATCH_TOKENS)))
+}
+
+/** As [`tensorBytes`] is too large for a card, the processor may still do. */
+export function exceedsCard(summary: Summary, device: DeviceInfo | null): boolean {
+  return device?.kind === 'webgpu' && tensorBytes(summary) > device.maxTensorBytes
+}
+
+/** Parameters of a layer's linear maps, in bytes as stored: what looking at it fetches. */
+export function storedBytes({ layers, dtype }: Summary, index: number): number {
+  return (dtype === 'float32' ? 4 : 2) * sum(layers[index]?.params ?? [])
+}
+
+/** Roughly the multiplications that the singular values of all layers take. */
+export function spectraWork({ layers, dModel, nHeads, nKvHeads, gated }: Summary): number {
+  const square = (a: number, b: number) => a * b * Math.min(a, b)
+  return sum(
+    layers.map(({ dFf, dQk, dV }) => {
+      const maps = [nHeads * dQk, nKvHeads * dQk, nKvHeads * dV, nHeads * dV, dFf, dFf, ...(gated ? [dFf] : [])]
+      return sum(maps.map((width) => square(dModel, width)))
+    }),
+  )
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((a, b) => a + b, 0)
+}
