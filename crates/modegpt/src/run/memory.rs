@@ -59,8 +59,9 @@ impl MemoryPlan {
         let observe = weights + activations + accumulators + 2 * statistics;
         // The layer before and after, its statistics as read and as numbers, and the factorisation.
         let decompose = 3 * weights + 2 * statistics + largest(factorisation_bytes);
-        // The refit on the compressed prefix holds two streams and observes, while nothing is factorised.
-        let (refit, n_streams) = if prefix { (observe + weights, 2) } else { (0, 0) };
+        // The refit on the compressed prefix holds two streams, the original layer and the compressed one, and observes, while
+        // nothing is factorised.
+        let (refit, n_streams) = if prefix { (observe + 2 * weights, 2) } else { (0, 0) };
         // Of each the inputs of two layers and what is being written, and of one the place behind attention.
         let n_stream_files = 2 + if prefix { 3 * n_streams + 1 } else { 0 };
         let device_bytes = weights + activations;
