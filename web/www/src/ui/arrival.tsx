@@ -27,11 +27,11 @@ export function FromServer({ disabled }: { disabled: boolean }) {
       <form onSubmit={open}>
         <label>
           hub id or address of a folder
-          <input type="text" placeholder="facebook/opt-125m" value={model} disabled={disabled} onInput={({ currentTarget }) => setModel(currentTarget.value)} />
+          <input type="text" placeholder="facebook/opt-125m" value={model} onInput={({ currentTarget }) => setModel(currentTarget.value)} />
         </label>
         <label>
           hub
-          <input type="text" placeholder={HUB} value={endpoint} disabled={disabled} onInput={({ currentTarget }) => setEndpoint(currentTarget.value)} />
+          <input type="text" placeholder={HUB} value={endpoint} onInput={({ currentTarget }) => setEndpoint(currentTarget.value)} />
         </label>
         <button type="submit" disabled={disabled || base === null}>
           Fetch
