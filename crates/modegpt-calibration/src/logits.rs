@@ -27,6 +27,7 @@ use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 use modegpt_architecture::{LayerShape, Matrix, ModelConfig, Weight};
 use modegpt_linalg::{Gram, GramAccumulator, reference::symmetric_root};
+use rayon::prelude::*;
 
 /// Query tokens looked at in every sample, evenly spread.
 const QUERIES_PER_SAMPLE: usize = 16;
@@ -93,6 +94,34 @@ impl AttentionGeometry {
     fn n_kv_heads(&self) -> usize {
         self.roots.len() / self.group_size
     }
+
+    /// Adds one sequence to the sums of the query `heads` of one kv head.
+    fn add_group(&self, heads: &mut [GramAccumulator], sequence: &Rows<'_>, seq_len: usize, kv_head: usize) {
+        let &Self { d_qk, d_v, group_size, scale, .. } = self;
+        let (n_heads, n_kv_heads) = (self.n_heads(), self.n_kv_heads());
+        let frequencies = self.frequencies.get(kv_head);
+        let mut keys = columns(sequence.key, n_kv_heads * d_qk, kv_head * d_qk, d_qk); // [d_qk, tokens]
+        let values = columns(sequence.value, n_kv_heads * d_v, kv_head * d_v, d_v); // [d_v, tokens]
+        if let Some(frequencies) = frequencies {
+            (0..seq_len).for_each(|position| rotate(keys.col_as_slice_mut(position), frequencies, position));
+        }
+        for (head, sum) in (kv_head * group_size..).zip(heads) {
+            let mut effects = Vec::new(); // rows of all U_tᵀ, d_qk wide
+            for position in query_positions(seq_len) {
+                let start = (position * n_heads + head) * d_qk;
+                let mut query = sequence.query[start..start + d_qk].to_vec();
+                if let Some(frequencies) = frequencies {
+                    rotate(&mut query, frequencies, position);
+                }
+                let (keys, values) = (keys.subcols(0, position + 1), values.subcols(0, position + 1));
+                let moments = key_value_moments(&query, keys, values, scale);
+                let moved = multiply(moments.as_ref(), self.roots[head].as_ref());
+                push_effects(&mut effects, &query, moved.as_ref(), scale, frequencies.is_some());
+            }
+            let n_rows = effects.len() / d_qk;
+            sum.add_rows(&effects, n_rows);
+        }
+    }
 }
 
 impl<'a> LogitEffects<'a> {
@@ -109,46 +138,20 @@ impl<'a> LogitEffects<'a> {
         let query = rows.query.chunks_exact(seq_len * n_heads * d_qk);
         let key = rows.key.chunks_exact(seq_len * n_kv_heads * d_qk);
         let value = rows.value.chunks_exact(seq_len * n_kv_heads * d_v);
-        for ((query, key), value) in query.zip(key).zip(value) {
-            for kv_head in 0..n_kv_heads {
-                self.add_group(&Rows { query, key, value }, seq_len, kv_head);
+        let sequences: Vec<Rows<'_>> =
+            query.zip(key).zip(value).map(|((query, key), value)| Rows { query, key, value }).collect();
+        self.n_queries += (sequences.len() * query_positions(seq_len).count()) as u64;
+        let attention = self.attention;
+        self.heads.par_chunks_mut(attention.group_size).enumerate().for_each(|(kv_head, heads)| {
+            for sequence in &sequences {
+                attention.add_group(heads, sequence, seq_len, kv_head);
             }
-            self.n_queries += query_positions(seq_len).count() as u64;
-        }
+        });
     }
 
     /// `H` for every query head, and the number of query tokens it sums over.
     pub(crate) fn finish(self) -> (Vec<Gram>, u64) {
         (self.heads.into_iter().map(GramAccumulator::finish).collect(), self.n_queries)
-    }
-
-    /// Adds one sequence for the query heads of one kv head.
-    fn add_group(&mut self, sequence: &Rows<'_>, seq_len: usize, kv_head: usize) {
-        let attention = self.attention;
-        let &AttentionGeometry { d_qk, d_v, group_size, scale, .. } = attention;
-        let (n_heads, n_kv_heads) = (attention.n_heads(), attention.n_kv_heads());
-        let frequencies = attention.frequencies.get(kv_head);
-        let mut keys = columns(sequence.key, n_kv_heads * d_qk, kv_head * d_qk, d_qk); // [d_qk, tokens]
-        let values = columns(sequence.value, n_kv_heads * d_v, kv_head * d_v, d_v); // [d_v, tokens]
-        if let Some(frequencies) = frequencies {
-            (0..seq_len).for_each(|position| rotate(keys.col_as_slice_mut(position), frequencies, position));
-        }
-        for head in kv_head * group_size..(kv_head + 1) * group_size {
-            let mut effects = Vec::new(); // rows of all U_tᵀ, d_qk wide
-            for position in query_positions(seq_len) {
-                let start = (position * n_heads + head) * d_qk;
-                let mut query = sequence.query[start..start + d_qk].to_vec();
-                if let Some(frequencies) = frequencies {
-                    rotate(&mut query, frequencies, position);
-                }
-                let (keys, values) = (keys.subcols(0, position + 1), values.subcols(0, position + 1));
-                let moments = key_value_moments(&query, keys, values, scale);
-                let moved = multiply(moments.as_ref(), attention.roots[head].as_ref());
-                push_effects(&mut effects, &query, moved.as_ref(), scale, frequencies.is_some());
-            }
-            let n_rows = effects.len() / d_qk;
-            self.heads[head].add_rows(&effects, n_rows);
-        }
     }
 }
 
