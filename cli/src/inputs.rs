@@ -235,7 +235,7 @@ fn plain_methods(args: &TargetArgs, usual: Methods) -> Result<Methods, Failure> 
         ("--mlp-bias", args.mlp_bias.is_some()),
         ("--query-key", args.query_key.is_some()),
         ("--value-output", args.value_output.is_some()),
-        ("--prefix", args.prefix.is_some_and(PrefixName::is_any)),
+        ("--prefix", args.prefix.is_some_and(|maps| maps != PrefixName::None)),
     ];
     if let Some((name, _)) = given.into_iter().find(|(_, given)| *given) {
         return Err(Failure::Usage(format!("{name} belongs to the modes best and paper")));

@@ -71,9 +71,8 @@ pub(crate) struct TargetArgs {
 
     /// Refit maps once more on what the compressed layers before really produce
     ///
-    /// If not given: in mode best, for models that normalise before each module, where the calibration text is given to
-    /// `compress` and has 16 tokens or more for each hidden unit: all with --fisher, else the output maps. A plan says it
-    /// only if asked to.
+    /// If not given: all in mode best, for models that normalise before each module, where the calibration text is given to
+    /// `compress` and has 16 tokens or more for each hidden unit, else none. A plan says it only if asked to.
     #[arg(long, value_enum, value_name = "MAPS", num_args = 0..=1, default_missing_value = "all")]
     pub(crate) prefix: Option<PrefixName>,
 
@@ -146,13 +145,6 @@ pub(crate) enum PrefixName {
     Output,
     /// The output maps of attention and the down maps of MLPs
     All,
-}
-
-impl PrefixName {
-    /// Whether anything is refitted.
-    pub(crate) fn is_any(self) -> bool {
-        self != Self::None
-    }
 }
 
 /// By what channels are sliced.

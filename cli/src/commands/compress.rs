@@ -134,7 +134,7 @@ fn announce_trial(options: &CompressionOptions) {
 
 /// Refuses a refit on the compressed prefix without samples that could be carried through it.
 fn check_prefix(args: &CompressArgs) -> Result<(), Failure> {
-    if args.target.prefix.is_some_and(PrefixName::is_any) && args.calibration.calibration.is_empty() {
+    if args.target.prefix.is_some_and(|maps| maps != PrefixName::None) && args.calibration.calibration.is_empty() {
         let reason = "--prefix carries the samples through the compressed layers: pass --calibration FILE… too";
         return Err(Failure::Usage(reason.to_owned()));
     }

@@ -17,4 +17,4 @@ mod prefix;
 pub use accumulate::Collect;
 pub use activation_gram::{ActivationGram, GramPath};
 pub use calibrate::{CalibrationError, Observing, check_finite, observe_layer, pass_layer};
-pub use prefix::{LastMap, PrefixAccumulator};
+pub use prefix::{PrefixAccumulator, forward_with_units};

@@ -14,6 +14,8 @@ pub struct CompressedLayer<W = Weight> {
     pub weights: LayerWeights<W>,
     /// The new widths, with the rotary pairs that are kept, and the ranks of products.
     pub shape: LayerShape,
+    /// The hidden units that are left, by their place before, in their order now.
+    pub units: Vec<usize>,
     /// What it cost.
     pub report: LayerReport,
 }
@@ -74,7 +76,7 @@ pub fn compress_layer(
         up: mlp.up,
         down: mlp.down,
     };
-    Ok(CompressedLayer { weights: weights.into(), shape, report })
+    Ok(CompressedLayer { weights: weights.into(), shape, units: mlp.kept, report })
 }
 
 fn removed_share(model: &ModelSummary, before: Widths, after: Widths) -> f64 {

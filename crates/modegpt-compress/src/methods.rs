@@ -129,14 +129,16 @@ impl PrefixRefit {
     pub fn is_any(self) -> bool {
         self != Self::None
     }
+}
 
+impl fmt::Display for PrefixRefit {
     /// Its name in options and plans.
-    pub fn name(self) -> &'static str {
-        match self {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Self::None => "none",
             Self::Output => "output",
             Self::All => "all",
-        }
+        })
     }
 }
 

@@ -466,7 +466,7 @@ impl Plan {
         };
         if prefix.is_any() {
             let expected = "none, since `methods.maps` leaves modules alone";
-            return Err(field_error("methods.prefix", expected, prefix.name()));
+            return Err(field_error("methods.prefix", expected, prefix));
         }
         if self.unit != metric.unit() {
             return Err(field_error("unit", format!("{}, as `methods.maps` weighs errors", metric.unit()), self.unit));

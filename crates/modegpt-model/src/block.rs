@@ -26,6 +26,15 @@ pub struct Block {
     compute: Compute,
 }
 
+/// One of the two sublayers of a block, each with its residual connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// The first.
+    Attention,
+    /// The second.
+    Mlp,
+}
+
 /// What calibration looks at, for all tokens of a batch as rows.
 #[derive(Clone, Debug)]
 pub struct Observations {
@@ -85,26 +94,19 @@ impl Block {
         self.run(x, None, probe)
     }
 
-    /// Applies the first half of the block: attention with its residual connection.
-    pub fn forward_attention(&self, x: Tensor<3>) -> Tensor<3> {
-        self.probe_attention(x, &mut Closed)
+    /// Applies one half of the block with its residual connection, `[batch, tokens, d_model]` in and out.
+    pub fn forward_half(&self, half: Half, x: Tensor<3>) -> Tensor<3> {
+        self.probe_half(half, x, &mut Closed)
     }
 
-    /// Applies the first half of the block and lets `probe` see, and replace, what passes inside it.
-    pub fn probe_attention(&self, x: Tensor<3>, probe: &mut dyn Probe) -> Tensor<3> {
-        let dims = x.dims();
-        self.run_attention(x, None, probe).reshape(dims)
-    }
-
-    /// Applies the second half of the block to what the first one gave: the MLP with its residual connection.
-    pub fn forward_mlp(&self, x: Tensor<3>) -> Tensor<3> {
-        self.probe_mlp(x, &mut Closed)
-    }
-
-    /// Applies the second half of the block and lets `probe` see, and replace, what passes inside it.
-    pub fn probe_mlp(&self, x: Tensor<3>, probe: &mut dyn Probe) -> Tensor<3> {
-        let [batch, tokens, d_model] = x.dims();
-        self.run_mlp(x.reshape([batch * tokens, d_model]), probe).reshape([batch, tokens, d_model])
+    /// Applies one half of the block and lets `probe` see, and replace, what passes inside it.
+    pub fn probe_half(&self, half: Half, x: Tensor<3>, probe: &mut dyn Probe) -> Tensor<3> {
+        let dims @ [batch, tokens, d_model] = x.dims();
+        let x = match half {
+            Half::Attention => self.run_attention(x, None, probe),
+            Half::Mlp => self.run_mlp(x.reshape([batch * tokens, d_model]), probe),
+        };
+        x.reshape(dims)
     }
 
     /// Applies the block to the next tokens of one sequence, `[1, tokens, d_model]`: either all of its first ones, into an

@@ -29,7 +29,7 @@ mod probe;
 mod rope;
 mod stream;
 
-pub use block::{Block, Observations};
+pub use block::{Block, Half, Observations};
 pub use cache::KvCache;
 pub use compute::{Compute, ComputeError};
 pub use decoder::Decoder;

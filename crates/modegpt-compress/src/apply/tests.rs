@@ -15,8 +15,8 @@ fn models() -> [TinyModel; 4] {
 
 fn by_paper(layer: &Layer<'_>, plan: &LayerPlan) -> Result<CompressedLayer<Matrix>, Error> {
     let compressed = compress_layer(layer, plan, Methods::PAPER, Ridges::default(), &Orders::default())?;
-    let CompressedLayer { weights, shape, report } = compressed;
-    Ok(CompressedLayer { weights: weights.into_dense().expect("modules stay dense"), shape, report })
+    let CompressedLayer { weights, shape, units, report } = compressed;
+    Ok(CompressedLayer { weights: weights.into_dense().expect("modules stay dense"), shape, units, report })
 }
 
 struct Sample {
@@ -80,11 +80,12 @@ fn modules_do_not_touch_each_other() {
 fn widths_and_report_are_those_of_the_plan() {
     for model in models() {
         let layer = Sample::new(&model);
-        let CompressedLayer { weights, shape, report } = layer.compressed(&plan(20, 6, 3));
+        let CompressedLayer { weights, shape, units, report } = layer.compressed(&plan(20, 6, 3));
         assert_eq!(Widths::from(&shape), Widths { d_ff: 20, d_qk: 6, d_v: 3 });
         assert_eq!(Widths::from(&weights.widths(&layer.config)), Widths::from(&shape));
         assert_eq!(weights.output.weight.rows, 3 * layer.config.n_heads);
-        assert_eq!(weights.down.weight.rows, 20);
+        assert_eq!((weights.down.weight.rows, units.len()), (20, 20));
+        assert_eq!(weights.up.weight, layer.weights.up.weight.select_columns(&units));
         assert_eq!(shape.rotary_pairs.is_some(), model.rotary);
         assert!(shape.rotary_pairs.iter().flatten().all(|pairs| pairs.len() == 3 && pairs.is_sorted()));
         assert_eq!((report.before, report.after), ((&layer.config.layers[0]).into(), (&shape).into()));

@@ -64,7 +64,7 @@ pub(crate) fn compress(layer: &Layer<'_>, plan: &LayerPlan, metric: MapMetric) -
         maps,
     };
     let shape = modegpt_architecture::LayerShape { ranks: factorised.ranks, ..layer.shape.clone() };
-    Ok(CompressedLayer { weights, shape, report })
+    Ok(CompressedLayer { weights, units: (0..shape.d_ff).collect(), shape, report })
 }
 
 /// What every map of a layer would lose at the ranks that it can take: multiples of `multiple`, by at most `cap` of its

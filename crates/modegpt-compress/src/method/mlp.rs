@@ -32,6 +32,8 @@ pub(crate) struct Mlp {
     pub(crate) gate: Option<Linear>,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
+    /// The units that are left.
+    pub(crate) kept: Vec<usize>,
     pub(crate) report: ModuleReport,
 }
 
@@ -50,11 +52,12 @@ pub(crate) fn compress(
     let LayerWeights { gate, up, down, .. } = layer.weights;
     let gram = &layer.statistics.mlp;
     if d_ff == gram.dim() {
-        return Ok(Mlp { gate: gate.clone(), up: up.clone(), down: down.clone(), report: ModuleReport::unchanged() });
+        let (gate, up, down, kept) = (gate.clone(), up.clone(), down.clone(), (0..d_ff).collect());
+        return Ok(Mlp { gate, up, down, kept, report: ModuleReport::unchanged() });
     }
     if let Some(score) = methods.mlp.score() {
         let kept = top_k(&score.of_units(layer)?, d_ff);
-        return Ok(sliced(layer, &kept));
+        return Ok(sliced(layer, kept));
     }
     let (kept, attempts) = match (methods.mlp, order) {
         (MlpMethod::Leverage, _) => {
@@ -76,6 +79,7 @@ pub(crate) fn compress(
         report: ModuleReport::new(refitted.error, energy(gram, down_weight.as_ref()))
             .with_condition(refitted.condition)
             .with_fallbacks(attempts + refitted.jitter.attempts),
+        kept,
     })
 }
 
@@ -125,17 +129,18 @@ fn down_in_metric(layer: &Layer<'_>) -> Result<Mat<f64>, Error> {
 }
 
 /// The MLP with the units `kept`, as they are.
-fn sliced(layer: &Layer<'_>, kept: &[usize]) -> Mlp {
+fn sliced(layer: &Layer<'_>, kept: Vec<usize>) -> Mlp {
     let LayerWeights { gate, up, down, .. } = layer.weights;
     let gram = &layer.statistics.mlp;
     let weight = widen(&down.weight);
-    let error = energy(gram, without_rows(weight.as_ref(), kept).as_ref());
+    let error = energy(gram, without_rows(weight.as_ref(), &kept).as_ref());
     let rows: Vec<f32> = kept.iter().flat_map(|&unit| down.weight.row(unit)).copied().collect();
     Mlp {
-        gate: gate.as_ref().map(|gate| select_outputs(gate, kept)),
-        up: select_outputs(up, kept),
+        gate: gate.as_ref().map(|gate| select_outputs(gate, &kept)),
+        up: select_outputs(up, &kept),
         down: Linear { weight: Matrix::new(kept.len(), down.weight.cols, rows), bias: down.bias.clone() },
         report: ModuleReport::new(error, energy(gram, weight.as_ref())),
+        kept,
     }
 }
 

@@ -167,12 +167,12 @@ impl CalibrationRun<'_> {
         }
     }
 
-    fn n_elements(&self) -> usize {
+    pub(super) fn n_elements(&self) -> usize {
         let work = self.workload();
         ResidualStream::elements(work.n_samples, work.seq_len, self.model.config().d_model)
     }
 
-    fn stream<'s>(&self, store: Box<dyn ResidualStore + 's>) -> ResidualStream<'s> {
+    pub(super) fn stream<'s>(&self, store: Box<dyn ResidualStore + 's>) -> ResidualStream<'s> {
         let work = self.workload();
         ResidualStream::new(store, work.n_samples, work.seq_len, self.model.config().d_model, work.batch)
     }
@@ -294,102 +294,9 @@ impl CalibrationRun<'_> {
 }
 
 /// Where the stream waits between layers.
-enum Place {
+pub(super) enum Place {
     Memory(Vec<f32>),
     Disk,
-}
-
-/// A place in a layer where the residual stream is whole.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Within {
-    Input,
-    /// Behind attention.
-    Middle,
-    Output,
-}
-
-/// A stream of the refit on the compressed prefix, kept on the disk between layers, to resume from, and in memory too unless memory is short.
-pub(super) struct KeptStream<'a> {
-    run: &'a CalibrationRun<'a>,
-    kept: Checkpointed,
-    place: Place,
-}
-
-impl<'a> KeptStream<'a> {
-    /// The stream at the input of `layer` as it was kept in `folder`; `None` if it is not whole.
-    pub(super) fn resume(run: &'a CalibrationRun<'a>, folder: &Path, layer: usize) -> Result<Option<Self>, RunError> {
-        let kept = Checkpointed::new(folder);
-        if !kept.is_intact(layer, run.n_elements()) {
-            return Ok(None);
-        }
-        let on_disk = run.memory_plan(true).stream_on_disk;
-        let place = if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, run.n_elements())?) };
-        Ok(Some(Self { run, kept, place }))
-    }
-
-    /// The stream at the input of the first layer, to be kept in `folder`.
-    pub(super) async fn embed(run: &'a CalibrationRun<'a>, folder: PathBuf) -> Result<Self, RunError> {
-        std::fs::create_dir_all(&folder).map_err(|reason| RunError::Scratch { path: folder.clone(), reason })?;
-        let kept = Checkpointed::new(&folder);
-        let (ids, weights) = (&run.calibration.windows.ids, &run.model.checkpoint);
-        let place = if run.memory_plan(true).stream_on_disk {
-            let output = kept.path(0).with_extension("tmp");
-            let store = FileStore::new(None, &output)?;
-            run.stream(Box::new(store)).embed(weights, ids, run.compute).await?;
-            kept.seal(0, &output)?;
-            Place::Disk
-        } else {
-            let mut values = vec![0.0; run.n_elements()];
-            run.stream(Box::new(&mut values)).embed(weights, ids, run.compute).await?;
-            kept.save(0, &values)?;
-            Place::Memory(values)
-        };
-        Ok(Self { run, kept, place })
-    }
-
-    /// The stream at this place in `layer`, to be read only.
-    pub(super) fn look(&mut self, layer: usize, at: Within) -> Result<ResidualStream<'_>, RunError> {
-        let path = self.path(layer, at);
-        Ok(match &mut self.place {
-            Place::Memory(values) => self.run.stream(Box::new(values)),
-            Place::Disk => self.run.stream(Box::new(FileStore::read_only(&path)?)),
-        })
-    }
-
-    /// The stream at one place in `layer`, to be replaced by that at a later one.
-    pub(super) fn open(&mut self, layer: usize, from: Within, to: Within) -> Result<ResidualStream<'_>, RunError> {
-        let (input, output) = (self.path(layer, from), self.path(layer, to));
-        Ok(match &mut self.place {
-            Place::Memory(values) => self.run.stream(Box::new(values)),
-            Place::Disk => self.run.stream(Box::new(FileStore::new(Some(&input), &output)?)),
-        })
-    }
-
-    /// The file for it, where the stream is not in memory.
-    fn path(&self, layer: usize, at: Within) -> PathBuf {
-        match at {
-            Within::Input => self.kept.path(layer),
-            Within::Middle => self.kept.path(layer).with_extension("middle"),
-            Within::Output => self.kept.path(layer + 1).with_extension("tmp"),
-        }
-    }
-
-    /// Keeps the output of `layer` in place of its input.
-    pub(super) fn settle(&mut self, layer: usize) -> Result<(), RunError> {
-        match &self.place {
-            Place::Memory(values) => self.kept.save(layer + 1, values)?,
-            Place::Disk => {
-                self.kept.seal(layer + 1, &self.path(layer, Within::Output))?;
-                // Not there if the layer was passed in one step; what cannot be removed is overwritten or goes with the rest.
-                let _ = std::fs::remove_file(self.path(layer, Within::Middle));
-            }
-        }
-        // The input stays until the next layer is done: a run killed now repeats this layer from it.
-        if layer > 0 {
-            self.kept.forget(layer - 1);
-        }
-        Ok(())
-    }
 }
 
 /// A fault of the device or a store at `layer`.

@@ -293,7 +293,7 @@ async fn apply(
         let orders = orders.get(index).unwrap_or(&nothing);
         let compressed = known
             .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
-        let CompressedLayer { mut weights, shape, mut report } = compressed;
+        let CompressedLayer { mut weights, shape, units, mut report } = compressed;
         let is_whole = |report: &LayerReport| report.before == report.after;
         if let Some(prefix) = &mut prefix
             && is_whole(&report)
@@ -302,7 +302,7 @@ async fn apply(
             prefix.pass(index).await?;
         } else if let Some(prefix) = &mut prefix {
             let dense = weights.into_dense().map_err(WeightError::from)?;
-            let refitted = prefix.refit(index, dense, &shape, plan.methods.prefix, plan.ridges.prefix).await?;
+            let refitted = prefix.refit(index, dense, &shape, &units, plan.methods.prefix, plan.ridges.prefix).await?;
             report.value_output.fallbacks += refitted.output_attempts;
             report.mlp.fallbacks += refitted.down_attempts;
             weights = refitted.weights.into();

@@ -8,8 +8,8 @@ use modegpt_model::{Block, ResidualStream};
 use serde::{Deserialize, Serialize};
 
 use super::calibrate::at_layer;
+use super::kept_stream::carry;
 use super::notes::{read_note, write_note};
-use super::prefix::carry;
 use super::survey::{Known, SurveyFolder};
 use super::{CalibrationRun, CompressionOptions, GradientsFolder, RunError, StatisticsFolder};
 use crate::{AllocationChoice, Calibration, PlanRequest, plan_request::make_plan};

@@ -62,8 +62,8 @@ impl MemoryPlan {
         // The refit on the compressed prefix holds two streams, the original layer and the compressed one, and observes, while
         // nothing is factorised.
         let (refit, n_streams) = if prefix { (observe + 2 * weights, 2) } else { (0, 0) };
-        // Of each the inputs of two layers and what is being written, and of one the place behind attention.
-        let n_stream_files = 2 + if prefix { 3 * n_streams + 1 } else { 0 };
+        // Of each the inputs of two layers, the place behind attention and what is being written.
+        let n_stream_files = 2 + 4 * n_streams;
         let device_bytes = weights + activations;
         let host_work = if work.is_host { observe } else { observe - activations / 2 };
         let without_stream = PROGRAM_BYTES + ids + host_work.max(decompose).max(refit);

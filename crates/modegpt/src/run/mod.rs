@@ -12,6 +12,7 @@ mod decide;
 mod error;
 mod gradients;
 mod gradients_folder;
+mod kept_stream;
 mod memory;
 mod merge;
 mod notes;

@@ -1,19 +1,29 @@
-//! Compression behind compressed layers: the last map of each module is refitted on the stream that the compressed layers
-//! before it really produce, towards the stream of the original model.
+//! Compression behind compressed layers: the last map of each half of a layer is refitted on the stream that the compressed
+//! layers before it really produce.
+//!
+//! Two streams could be wanted behind a half. That of the original model draws errors of earlier layers back; but an
+//! erroneous stream does not tell all of the right one, and least squares shrink what they cannot predict, every layer a
+//! little more. What the original half makes of the erroneous stream draws nothing back, and shrinks nothing. Behind the MLP
+//! halfway between is far better than either. Behind attention it would gain little over the original stream for the time
+//! that it takes (README, "What mode best gains").
 
-use std::ops::Range;
 use std::path::PathBuf;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use modegpt_architecture::{LayerShape, LayerWeights, Linear, ModelConfig, WeightProvider};
-use modegpt_calibration::{LastMap, PrefixAccumulator, check_finite};
+use modegpt_calibration::{PrefixAccumulator, check_finite, forward_with_units};
 use modegpt_checkpoint::OutputFolder;
 use modegpt_compress::{PrefixRefit, refit_down, refit_output};
-use modegpt_model::{Block, Compute, ComputeError, ResidualStream};
+use modegpt_model::{Block, Half};
 use modegpt_statistics::PrefixStatistics;
 
-use super::calibrate::{KeptStream, Within, at_layer};
+use super::calibrate::at_layer;
+use super::kept_stream::{KeptStream, tensor};
 use super::{CalibrationRun, RunError};
+
+/// How far what is wanted behind the MLP lies towards the original stream, from what the original MLP makes of the erroneous
+/// one.
+const DRAWN_BACK: f32 = 0.5;
 
 /// A layer whose last maps were refitted.
 pub(super) struct Refitted {
@@ -55,98 +65,98 @@ impl<'a> Prefix<'a> {
     }
 
     /// Refits the maps of a compressed layer and carries both streams through it.
-    /// `tokens_per_unit`: for how many the map that is there counts.
+    ///
+    /// - `units`: its hidden units, by their place in the original layer
+    /// - `tokens_per_unit`: for how many the map that is there counts
     pub(super) async fn refit(
         &mut self,
         layer: usize,
-        weights: LayerWeights,
+        mut weights: LayerWeights,
         shape: &LayerShape,
+        units: &[usize],
         maps: PrefixRefit,
         tokens_per_unit: f64,
     ) -> Result<Refitted, RunError> {
-        let run = self.run;
-        let config = run.model.config();
+        let (run, config) = (self.run, self.run.model.config());
         let small = ModelConfig { layers: vec![shape.clone()], ..config.clone() };
         let block = |weights: &LayerWeights| Block::new(weights.clone(), shape, &small, run.compute);
-        let n_tokens = run.calibration.windows.ids.len();
-        let ridge = |map: &Linear| tokens_per_unit * map.weight.rows as f64 / n_tokens as f64;
+        let ridge = |map: &Linear| tokens_per_unit * map.weight.rows as f64 / run.calibration.windows.ids.len() as f64;
+        let original = self.block(layer)?;
 
-        let seen = self.carry_original(layer, &weights, &block(&weights)).await?;
-        let ridge_of_output = ridge(&weights.output);
-        let (weights, output_attempts) = refit_output(layer, &weights, &seen, ridge_of_output)?;
-        let (weights, down_attempts) = if maps == PrefixRefit::All {
-            let seen = self.carry_through_attention(layer, &weights, &block(&weights)).await?;
-            let (weights, attempts) = refit_down(layer, &weights, &seen, ridge(&weights.down))?;
-            let block = block(&weights);
-            self.carry_compressed(layer, Within::Middle, |x| block.forward_mlp(x)).await?;
-            (weights, attempts)
+        let seen = self.observe_attention(layer, &original, &block(&weights), weights.output.weight.rows).await?;
+        let output_attempts;
+        (weights, output_attempts) = refit_output(layer, &weights, &seen, ridge(&weights.output))?;
+        self.compressed.carry(layer, Half::Attention, &block(&weights)).await?;
+
+        let mut down_attempts = 0;
+        if maps == PrefixRefit::All {
+            let seen = self.observe_mlp(layer, &original, units).await?;
+            (weights, down_attempts) = refit_down(layer, &weights, &seen, ridge(&weights.down))?;
         } else {
-            let block = block(&weights);
-            self.carry_compressed(layer, Within::Input, |x| block.forward(x)).await?;
-            (weights, 0)
-        };
-        self.compressed.settle(layer)?;
-        run.compute.release();
+            self.original.carry(layer, Half::Mlp, &original).await?;
+        }
+        self.compressed.carry(layer, Half::Mlp, &block(&weights)).await?;
+        self.settle(layer)?;
         Ok(Refitted { weights, output_attempts, down_attempts })
     }
 
-    /// Carries the compressed stream from a place in `layer` to its output.
-    async fn carry_compressed(
+    /// Carries the original stream through the attention of `layer`, and observes what the output map of the compressed one,
+    /// which has `k` inputs, is to make of the compressed stream.
+    async fn observe_attention(
         &mut self,
         layer: usize,
-        from: Within,
-        block: impl Fn(Tensor<3>) -> Tensor<3>,
-    ) -> Result<(), RunError> {
-        let mut stream = self.compressed.open(layer, from, Within::Output)?;
-        let carried = carry(self.run.compute, block, &mut stream).await;
-        carried.map_err(|source| at_layer(layer, source))
+        original: &Block,
+        compressed: &Block,
+        k: usize,
+    ) -> Result<PrefixStatistics, RunError> {
+        let of_batch = |x: Tensor<3>, original: Tensor<3>| {
+            let (_, units) = forward_with_units(compressed, Half::Attention, x);
+            (original, units)
+        };
+        self.observe(layer, Half::Attention, original, of_batch, k).await
     }
 
-    /// Carries the original stream through `layer`, and observes on the way what the attention of the compressed one is to
-    /// make of the compressed stream.
-    async fn carry_original(
+    /// The same for the MLP. Its hidden units are some of those of the original one, which have to be computed anyway.
+    async fn observe_mlp(
         &mut self,
         layer: usize,
-        weights: &LayerWeights,
-        compressed: &Block,
+        original: &Block,
+        units: &[usize],
+    ) -> Result<PrefixStatistics, RunError> {
+        let places: Vec<i32> = units.iter().map(|&unit| unit as i32).collect();
+        let of_batch = |x: Tensor<3>, drawn_back: Tensor<3>| {
+            let (erroneous, hidden) = forward_with_units(original, Half::Mlp, x);
+            let places = Tensor::<1, Int>::from_data(places.as_slice(), &hidden.device());
+            (drawn_back * DRAWN_BACK + erroneous * (1.0 - DRAWN_BACK), hidden.select(1, places))
+        };
+        self.observe(layer, Half::Mlp, original, of_batch, units.len()).await
+    }
+
+    /// Carries the original stream through a half of `layer`, and observes what the last map of that half of the compressed
+    /// layer is to make of the compressed stream.
+    ///
+    /// `of_batch` of the compressed stream before the half and the original one behind it: the stream that is wanted, and the
+    /// `k` units of the compressed half.
+    async fn observe(
+        &mut self,
+        layer: usize,
+        half: Half,
+        original: &Block,
+        of_batch: impl Fn(Tensor<3>, Tensor<3>) -> (Tensor<3>, Tensor<2>),
+        k: usize,
     ) -> Result<PrefixStatistics, RunError> {
         let (run, at) = (self.run, |source| at_layer(layer, source));
-        let original = self.block(layer)?;
-        let mut sums = PrefixAccumulator::new(LastMap::Output, &weights.output, run.gram_path);
-        let inputs = self.compressed.look(layer, Within::Input)?;
-        let mut stream = self.original.open(layer, Within::Input, Within::Output)?;
+        let mut sums = PrefixAccumulator::new(k, run.model.config().d_model, run.gram_path);
+        let inputs = self.compressed.look(layer, half)?;
+        let mut stream = self.original.open(layer, half)?;
         for samples in stream.batches() {
-            let middle = original.forward_attention(tensor(run.compute, &stream, &samples).map_err(at)?);
-            let target = run.compute.read(middle.clone()).await.map_err(at)?;
+            let after = original.forward_half(half, tensor(run.compute, &stream, &samples).map_err(at)?);
+            let values = run.compute.read(after.clone()).await.map_err(at)?;
+            check_finite(&values).map_err(at)?;
             let input = tensor(run.compute, &inputs, &samples).map_err(at)?;
-            sums.add(compressed, input, &target, run.compute).await.map_err(at)?;
-            let after = run.compute.read(original.forward_mlp(middle)).await.map_err(at)?;
-            check_finite(&after).map_err(at)?;
-            stream.store(&samples, &after).map_err(at)?;
-        }
-        drop(stream);
-        self.original.settle(layer)?;
-        Ok(sums.finish())
-    }
-
-    /// Carries the compressed stream through the attention of a compressed layer, and observes what its MLP is to make of
-    /// it.
-    async fn carry_through_attention(
-        &mut self,
-        layer: usize,
-        weights: &LayerWeights,
-        compressed: &Block,
-    ) -> Result<PrefixStatistics, RunError> {
-        let (run, at) = (self.run, |source| at_layer(layer, source));
-        let mut sums = PrefixAccumulator::new(LastMap::Down, &weights.down, run.gram_path);
-        let targets = self.original.look(layer + 1, Within::Input)?;
-        let mut stream = self.compressed.open(layer, Within::Input, Within::Middle)?;
-        for samples in stream.batches() {
-            let middle = compressed.forward_attention(tensor(run.compute, &stream, &samples).map_err(at)?);
-            let target = targets.load(&samples).map_err(at)?;
-            let kept = run.compute.read(middle.clone()).await.map_err(at)?;
-            stream.store(&samples, &kept).map_err(at)?;
-            sums.add(compressed, middle, &target, run.compute).await.map_err(at)?;
+            let (wanted, units) = of_batch(input.clone(), after);
+            sums.add(input, units, wanted, run.compute).await.map_err(at)?;
+            stream.store(&samples, &values).map_err(at)?;
         }
         Ok(sums.finish())
     }
@@ -154,16 +164,20 @@ impl<'a> Prefix<'a> {
     /// Carries both streams through a layer of which, as of all before it, nothing was removed: there is nothing to make
     /// good, and a refit would only round.
     pub(super) async fn pass(&mut self, layer: usize) -> Result<(), RunError> {
-        let run = self.run;
         let block = self.block(layer)?;
         for stream in [&mut self.original, &mut self.compressed] {
-            let mut through = stream.open(layer, Within::Input, Within::Output)?;
-            let carried = carry(run.compute, |x| block.forward(x), &mut through).await;
-            drop(through);
-            carried.map_err(|source| at_layer(layer, source))?;
-            stream.settle(layer)?;
+            for half in [Half::Attention, Half::Mlp] {
+                stream.carry(layer, half, &block).await?;
+            }
         }
-        run.compute.release();
+        self.settle(layer)
+    }
+
+    /// Both streams have passed `layer`.
+    fn settle(&mut self, layer: usize) -> Result<(), RunError> {
+        self.original.settle(layer)?;
+        self.compressed.settle(layer)?;
+        self.run.compute.release();
         Ok(())
     }
 
@@ -173,25 +187,6 @@ impl<'a> Prefix<'a> {
         let weights = self.run.model.checkpoint.layer(layer)?;
         Ok(Block::new(weights, &config.layers[layer], config, self.run.compute))
     }
-}
-
-/// Samples of a stream, on the device.
-fn tensor(compute: &Compute, stream: &ResidualStream<'_>, samples: &Range<usize>) -> Result<Tensor<3>, ComputeError> {
-    Ok(compute.tensor(stream.load(samples)?, stream.shape(samples)))
-}
-
-/// Carries all samples of a stream through a block or a half of one.
-pub(super) async fn carry(
-    compute: &Compute,
-    block: impl Fn(Tensor<3>) -> Tensor<3>,
-    stream: &mut ResidualStream<'_>,
-) -> Result<(), ComputeError> {
-    for samples in stream.batches() {
-        let after = compute.read(block(tensor(compute, stream, &samples)?)).await?;
-        check_finite(&after)?;
-        stream.store(&samples, &after)?;
-    }
-    Ok(())
 }
 
 fn places(folder: &OutputFolder) -> [PathBuf; 2] {

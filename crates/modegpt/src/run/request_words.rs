@@ -27,7 +27,7 @@ fn request_words(request: &PlanRequest) -> Vec<(&'static str, String)> {
         words.push(("--alpha", alpha.to_string()));
     }
     // Where it is not asked for, the samples decide.
-    words.push(("--prefix", methods.prefix.name().to_owned()));
+    words.push(("--prefix", methods.prefix.to_string()));
     words.push(("errors", format!("in {unit}")));
     if allocation_name(allocation) != allocation_name(usual.allocation) {
         words.push(("--allocation", allocation_name(allocation).to_owned()));

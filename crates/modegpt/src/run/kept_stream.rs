@@ -1,0 +1,131 @@
+//! Residual streams of the refit on the compressed prefix.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Tensor;
+use modegpt_calibration::check_finite;
+use modegpt_model::{Block, Compute, ComputeError, Half, ResidualStream};
+
+use super::calibrate::{Place, at_layer};
+use super::scratch::{Checkpointed, FileStore};
+use super::{CalibrationRun, RunError};
+
+/// A stream that is kept on the disk between layers, to resume from, and in memory too unless memory is short.
+pub(super) struct KeptStream<'a> {
+    run: &'a CalibrationRun<'a>,
+    kept: Checkpointed,
+    place: Place,
+}
+
+impl<'a> KeptStream<'a> {
+    /// The stream at the input of `layer` as it was kept in `folder`; `None` if it is not whole.
+    pub(super) fn resume(run: &'a CalibrationRun<'a>, folder: &Path, layer: usize) -> Result<Option<Self>, RunError> {
+        let kept = Checkpointed::new(folder);
+        if !kept.is_intact(layer, run.n_elements()) {
+            return Ok(None);
+        }
+        let on_disk = run.memory_plan(true).stream_on_disk;
+        let place = if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, run.n_elements())?) };
+        Ok(Some(Self { run, kept, place }))
+    }
+
+    /// The stream at the input of the first layer, to be kept in `folder`.
+    pub(super) async fn embed(run: &'a CalibrationRun<'a>, folder: PathBuf) -> Result<Self, RunError> {
+        std::fs::create_dir_all(&folder).map_err(|reason| RunError::Scratch { path: folder.clone(), reason })?;
+        let kept = Checkpointed::new(&folder);
+        let (ids, weights) = (&run.calibration.windows.ids, &run.model.checkpoint);
+        let place = if run.memory_plan(true).stream_on_disk {
+            let output = kept.path(0).with_extension("tmp");
+            let store = FileStore::new(None, &output)?;
+            run.stream(Box::new(store)).embed(weights, ids, run.compute).await?;
+            kept.seal(0, &output)?;
+            Place::Disk
+        } else {
+            let mut values = vec![0.0; run.n_elements()];
+            run.stream(Box::new(&mut values)).embed(weights, ids, run.compute).await?;
+            kept.save(0, &values)?;
+            Place::Memory(values)
+        };
+        Ok(Self { run, kept, place })
+    }
+
+    /// The stream before a half of `layer`, to be read only.
+    pub(super) fn look(&mut self, layer: usize, half: Half) -> Result<ResidualStream<'_>, RunError> {
+        let [before, _] = self.paths(layer, half);
+        Ok(match &mut self.place {
+            Place::Memory(values) => self.run.stream(Box::new(values)),
+            Place::Disk => self.run.stream(Box::new(FileStore::read_only(&before)?)),
+        })
+    }
+
+    /// The stream before a half of `layer`, to be replaced by that behind it.
+    pub(super) fn open(&mut self, layer: usize, half: Half) -> Result<ResidualStream<'_>, RunError> {
+        let [before, behind] = self.paths(layer, half);
+        Ok(match &mut self.place {
+            Place::Memory(values) => self.run.stream(Box::new(values)),
+            Place::Disk => self.run.stream(Box::new(FileStore::new(Some(&before), &behind)?)),
+        })
+    }
+
+    /// Carries all samples through a half of `layer`.
+    pub(super) async fn carry(&mut self, layer: usize, half: Half, block: &Block) -> Result<(), RunError> {
+        let compute = self.run.compute;
+        let mut stream = self.open(layer, half)?;
+        let carried = carry(compute, |x| block.forward_half(half, x), &mut stream).await;
+        carried.map_err(|source| at_layer(layer, source))
+    }
+
+    /// The files before and behind a half of `layer`, where the stream is not in memory.
+    fn paths(&self, layer: usize, half: Half) -> [PathBuf; 2] {
+        let middle = self.kept.path(layer).with_extension("middle");
+        match half {
+            Half::Attention => [self.kept.path(layer), middle],
+            Half::Mlp => [middle, self.output(layer)],
+        }
+    }
+
+    fn output(&self, layer: usize) -> PathBuf {
+        self.kept.path(layer + 1).with_extension("tmp")
+    }
+
+    /// Keeps the output of `layer` in place of its input.
+    pub(super) fn settle(&mut self, layer: usize) -> Result<(), RunError> {
+        match &self.place {
+            Place::Memory(values) => self.kept.save(layer + 1, values)?,
+            Place::Disk => {
+                self.kept.seal(layer + 1, &self.output(layer))?;
+                // What cannot be removed is overwritten or goes with the rest.
+                let _ = std::fs::remove_file(self.kept.path(layer).with_extension("middle"));
+            }
+        }
+        // The input stays until the next layer is done: a run killed now repeats this layer from it.
+        if layer > 0 {
+            self.kept.forget(layer - 1);
+        }
+        Ok(())
+    }
+}
+
+/// Samples of a stream, on the device.
+pub(super) fn tensor(
+    compute: &Compute,
+    stream: &ResidualStream<'_>,
+    samples: &Range<usize>,
+) -> Result<Tensor<3>, ComputeError> {
+    Ok(compute.tensor(stream.load(samples)?, stream.shape(samples)))
+}
+
+/// Carries all samples of a stream through a block or a half of one.
+pub(super) async fn carry(
+    compute: &Compute,
+    block: impl Fn(Tensor<3>) -> Tensor<3>,
+    stream: &mut ResidualStream<'_>,
+) -> Result<(), ComputeError> {
+    for samples in stream.batches() {
+        let after = compute.read(block(tensor(compute, stream, &samples)?)).await?;
+        check_finite(&after)?;
+        stream.store(&samples, &after)?;
+    }
+    Ok(())
+}
