@@ -25,8 +25,8 @@ pub fn refit_output(
     Ok((LayerWeights { output, ..weights.clone() }, attempts))
 }
 
-/// Refits the down map of layer `index`, and its bias if it has one, so that the stream comes back to that of the original
-/// model as far as the hidden units can bring it. Nothing else of the layer changes.
+/// Refits the down map of layer `index`, and its bias if it has one, so that the stream comes as near to the one that is
+/// wanted as the hidden units can bring it. Nothing else of the layer changes.
 ///
 /// `ridge`, relative to the mean diagonal, holds on to the map that is there. It falls with the number of tokens
 /// ([`Ridges::prefix`](crate::Ridges::prefix)): without it what the refit learns of the samples is lost again on other text.

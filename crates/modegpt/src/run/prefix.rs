@@ -71,7 +71,7 @@ impl<'a> Prefix<'a> {
     pub(super) async fn refit(
         &mut self,
         layer: usize,
-        mut weights: LayerWeights,
+        weights: LayerWeights,
         shape: &LayerShape,
         units: &[usize],
         maps: PrefixRefit,
@@ -84,8 +84,7 @@ impl<'a> Prefix<'a> {
         let original = self.block(layer)?;
 
         let seen = self.observe_attention(layer, &original, &block(&weights), weights.output.weight.rows).await?;
-        let output_attempts;
-        (weights, output_attempts) = refit_output(layer, &weights, &seen, ridge(&weights.output))?;
+        let (mut weights, output_attempts) = refit_output(layer, &weights, &seen, ridge(&weights.output))?;
         self.compressed.carry(layer, Half::Attention, &block(&weights)).await?;
 
         let mut down_attempts = 0;
