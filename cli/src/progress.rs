@@ -1,21 +1,46 @@
-//! Progress bars on stderr, on terminals only.
+//! Progress bars on stderr, on terminals only, and what each stage took.
 
 use std::cell::RefCell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use modegpt::Reporter;
+use serde::Serialize;
 
 use crate::printer;
 
 /// Shows one bar at a time.
 #[derive(Default)]
 pub(crate) struct Bars {
-    current: RefCell<Option<ProgressBar>>,
+    current: RefCell<Option<Current>>,
+    ended: RefCell<Vec<StageTime>>,
+}
+
+/// The stage that is being worked at.
+struct Current {
+    name: String,
+    begin: Instant,
+    bar: ProgressBar,
+}
+
+/// A stage that is over.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct StageTime {
+    /// What its bar said.
+    pub(crate) name: String,
+    pub(crate) secs: f64,
+}
+
+impl Bars {
+    /// All stages that are over, in their order.
+    pub(crate) fn stages(&self) -> Vec<StageTime> {
+        self.ended.borrow().clone()
+    }
 }
 
 impl Reporter for Bars {
     fn begin(&self, stage: &str, total: u64) {
+        self.end();
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8));
         let template = "{prefix:>10} {wide_bar:.cyan/dim} {percent:>3} %  {elapsed_precise}  ETA {eta}";
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -23,26 +48,47 @@ impl Reporter for Bars {
         }
         bar.set_prefix(stage.to_owned());
         bar.enable_steady_tick(Duration::from_millis(500));
-        self.current.replace(Some(bar));
+        self.current.replace(Some(Current { name: stage.to_owned(), begin: Instant::now(), bar }));
     }
 
     fn advance(&self, done: u64) {
-        if let Some(bar) = self.current.borrow().as_ref() {
-            bar.set_position(done);
+        if let Some(current) = self.current.borrow().as_ref() {
+            current.bar.set_position(done);
         }
     }
 
     fn end(&self) {
-        if let Some(bar) = self.current.take() {
+        if let Some(Current { name, begin, bar }) = self.current.take() {
             bar.finish_and_clear();
+            self.ended.borrow_mut().push(StageTime { name, secs: begin.elapsed().as_secs_f64() });
         }
     }
 
     fn note(&self, remark: &str) {
         let text = format!("note: {remark}");
         match self.current.borrow().as_ref() {
-            Some(bar) => bar.suspend(|| printer::remark(&text)),
+            Some(current) => current.bar.suspend(|| printer::remark(&text)),
             None => printer::remark(&text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_ends_by_itself_or_where_the_next_begins() {
+        let bars = Bars::default();
+        bars.end();
+        for stage in ["calibrate", "survey"] {
+            bars.begin(stage, 3);
+            bars.advance(1);
+        }
+        let names = || bars.stages().into_iter().map(|stage| stage.name).collect::<Vec<_>>();
+        assert_eq!(names(), ["calibrate"]);
+        bars.end();
+        assert_eq!(names(), ["calibrate", "survey"]);
+        assert!(bars.stages().iter().all(|stage| stage.secs >= 0.0 && stage.secs < 60.0));
     }
 }

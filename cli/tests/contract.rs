@@ -46,7 +46,7 @@ fn n_bytes(tensors: &Tensors) -> u64 {
 
 const COMPRESS_NAMES: &str = "output mode methods allocation unit tried params_before params_after block_params_before block_params_after sparsity \
     sparsity_of_all_params bytes_before bytes_after dtype device special_tokens calibration_token_hash \
-    calibration_samples calibration_seq_len seed fallbacks planned_host_bytes peak_host_bytes secs layers";
+    calibration_samples calibration_seq_len seed fallbacks planned_host_bytes peak_host_bytes secs stages layers";
 
 #[test]
 fn compress_tells_what_it_did() {

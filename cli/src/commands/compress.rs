@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::args::{CalibrationArgs, CompressArgs, PrefixName};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
-use crate::progress::Bars;
+use crate::progress::{Bars, StageTime};
 use crate::{device, inputs, printer, process_memory};
 
 /// What `--json` prints; scripts rely on these names.
@@ -52,6 +52,8 @@ pub(crate) struct Summary {
     planned_host_bytes: u64,
     peak_host_bytes: Option<u64>,
     pub(crate) secs: f64,
+    /// What it was spent on; the rest is reading what there is and saying what there will be.
+    stages: Vec<StageTime>,
     pub(crate) layers: Vec<LayerReport>,
 }
 
@@ -111,7 +113,7 @@ pub(crate) fn run(args: &CompressArgs) -> Result<(), Failure> {
     announce_plan(&options.plan);
     announce_trial(&options);
     let result = pollster::block_on(compress(&run, &options, &args.output))?;
-    let summary = summarise(&result, args, &model, &calibration, &found, memory, begin);
+    let summary = summarise(&result, args, &run, &found, memory, begin, bars.stages());
     if args.common.json { printer::json(&summary) } else { print(&summary, &result.folder) }
 }
 
@@ -279,12 +281,13 @@ fn family_name(family: Family) -> &'static str {
 fn summarise(
     result: &CompressionResult,
     args: &CompressArgs,
-    model: &Model,
-    calibration: &Calibration,
+    run: &CalibrationRun<'_>,
     found: &FoundDevice,
     plan: MemoryPlan,
     begin: Instant,
+    stages: Vec<StageTime>,
 ) -> Summary {
+    let CalibrationRun { model, calibration, .. } = run;
     let totals = &result.report.totals;
     let (params_before, params_after) = result.params;
     Summary {
@@ -313,6 +316,7 @@ fn summarise(
         planned_host_bytes: plan.host_bytes,
         peak_host_bytes: process_memory::peak_host_bytes(),
         secs: begin.elapsed().as_secs_f64(),
+        stages,
         layers: result.report.layers.clone(),
     }
 }
@@ -323,7 +327,8 @@ fn print(summary: &Summary, folder: &Path) -> Result<(), Failure> {
     printer::line(&size_table(summary))?;
     printer::line("")?;
     printer::line(&format!("written      {}", folder.display()))?;
-    printer::line(&format!("time         {:.1} s", summary.secs))?;
+    let stages = summary.stages.iter().map(|stage| format!("{} {:.1}", stage.name, stage.secs));
+    printer::line(&format!("time         {:.1} s ({})", summary.secs, stages.collect::<Vec<_>>().join(", ")))?;
     if let Some(peak) = summary.peak_host_bytes {
         let planned = printer::bytes(summary.planned_host_bytes);
         printer::line(&format!("peak memory  {} (planned {planned})", printer::bytes(peak)))?;

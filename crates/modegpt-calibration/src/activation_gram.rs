@@ -19,6 +19,19 @@ pub enum GramPath {
     DeviceF64,
 }
 
+impl GramPath {
+    /// `LᵀR`, in f32 of whatever it was summed in.
+    pub(crate) fn product(self, left: Tensor<2>, right: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Host | Self::DeviceF32 => left.transpose().matmul(right),
+            Self::DeviceF64 => {
+                let [left, right] = [left, right].map(|x| x.cast(FloatDType::F64));
+                left.transpose().matmul(right).cast(FloatDType::F32)
+            }
+        }
+    }
+}
+
 /// Accumulates `ZᵀZ` and `Σ z` over rows `z` of an activation.
 pub struct ActivationGram {
     path: GramPath,
@@ -64,14 +77,11 @@ impl ActivationGram {
         let [n_rows, width] = rows.dims();
         let sums = compute.read(rows.clone().sum_dim(0)).await?;
         self.sum.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(sum));
-        let product = if self.path == GramPath::DeviceF64 {
-            let rows = rows.cast(FloatDType::F64);
-            rows.clone().transpose().matmul(rows).cast(FloatDType::F32)
-        } else if n_rows % ROWS_PER_BLOCK == 0 {
+        let product = if self.path != GramPath::DeviceF64 && n_rows % ROWS_PER_BLOCK == 0 {
             let blocks = rows.reshape([n_rows / ROWS_PER_BLOCK, ROWS_PER_BLOCK, width]);
             blocks.clone().swap_dims(1, 2).matmul(blocks).sum_dim(0).reshape([width, width])
         } else {
-            rows.clone().transpose().matmul(rows)
+            self.path.product(rows.clone(), rows)
         };
         self.gram.add_block(&compute.read(product).await?);
         Ok(())

@@ -35,6 +35,8 @@ const QUERIES_PER_SAMPLE: usize = 16;
 /// Accumulates `H` for every query head.
 pub(crate) struct LogitEffects<'a> {
     attention: &'a AttentionGeometry,
+    /// For each rotated kv head the turns of its pairs at every position; made for the first sequences.
+    turns: Option<Vec<Turns>>,
     heads: Vec<GramAccumulator>,
     n_queries: u64,
 }
@@ -50,6 +52,9 @@ pub(crate) struct AttentionGeometry {
     group_size: usize,
     scale: f32,
 }
+
+/// Cosine and sine of every pair's angle, one position after another.
+type Turns = Vec<(f32, f32)>;
 
 /// Activations of some whole sequences, rows one after another.
 pub(crate) struct Rows<'a> {
@@ -95,32 +100,41 @@ impl AttentionGeometry {
         self.roots.len() / self.group_size
     }
 
-    /// Adds one sequence to the sums of the query `heads` of one kv head.
-    fn add_group(&self, heads: &mut [GramAccumulator], sequence: &Rows<'_>, seq_len: usize, kv_head: usize) {
+    fn turns(&self, seq_len: usize) -> Vec<Turns> {
+        let turn = |position: usize, frequency: f64| {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            (cos as f32, sin as f32)
+        };
+        let of_head = |frequencies: &Vec<f64>| {
+            (0..seq_len).flat_map(|position| frequencies.iter().map(move |&f| turn(position, f))).collect()
+        };
+        self.frequencies.iter().map(of_head).collect()
+    }
+
+    /// Rows of `U_tᵀ`, `d_qk` wide, of one sequence: for each query head of one kv head those of all queries looked at.
+    ///
+    /// `turns`: those of that kv head, if there is rotation.
+    fn effects(&self, sequence: &Rows<'_>, seq_len: usize, kv_head: usize, turns: Option<&Turns>) -> Vec<Vec<f32>> {
         let &Self { d_qk, d_v, group_size, scale, .. } = self;
         let (n_heads, n_kv_heads) = (self.n_heads(), self.n_kv_heads());
-        let frequencies = self.frequencies.get(kv_head);
+        let turns_at = |position: usize| turns.map(|turns| &turns[position * d_qk / 2..][..d_qk / 2]);
         let mut keys = columns(sequence.key, n_kv_heads * d_qk, kv_head * d_qk, d_qk); // [d_qk, tokens]
         let values = columns(sequence.value, n_kv_heads * d_v, kv_head * d_v, d_v); // [d_v, tokens]
-        if let Some(frequencies) = frequencies {
-            (0..seq_len).for_each(|position| rotate(keys.col_as_slice_mut(position), frequencies, position));
-        }
-        for (head, sum) in (kv_head * group_size..).zip(heads) {
-            let mut effects = Vec::new(); // rows of all U_tᵀ, d_qk wide
+        (0..seq_len).for_each(|position| rotate(keys.col_as_slice_mut(position), turns_at(position)));
+        let of_head = |head: usize| {
+            let mut effects = Vec::new();
             for position in query_positions(seq_len) {
                 let start = (position * n_heads + head) * d_qk;
                 let mut query = sequence.query[start..start + d_qk].to_vec();
-                if let Some(frequencies) = frequencies {
-                    rotate(&mut query, frequencies, position);
-                }
+                rotate(&mut query, turns_at(position));
                 let (keys, values) = (keys.subcols(0, position + 1), values.subcols(0, position + 1));
                 let moments = key_value_moments(&query, keys, values, scale);
                 let moved = multiply(moments.as_ref(), self.roots[head].as_ref());
-                push_effects(&mut effects, &query, moved.as_ref(), scale, frequencies.is_some());
+                push_effects(&mut effects, &query, moved.as_ref(), scale, turns.is_some());
             }
-            let n_rows = effects.len() / d_qk;
-            sum.add_rows(&effects, n_rows);
-        }
+            effects
+        };
+        (kv_head * group_size..(kv_head + 1) * group_size).map(of_head).collect()
     }
 }
 
@@ -128,23 +142,33 @@ impl<'a> LogitEffects<'a> {
     /// The sum over no tokens.
     pub(crate) fn new(attention: &'a AttentionGeometry) -> Self {
         let heads = (0..attention.n_heads()).map(|_| GramAccumulator::new(attention.d_qk)).collect();
-        Self { attention, heads, n_queries: 0 }
+        Self { attention, turns: None, heads, n_queries: 0 }
     }
 
-    /// Adds sequences of `seq_len` tokens each.
+    /// Adds sequences of `seq_len` tokens each, the same every time.
     pub(crate) fn add(&mut self, rows: &Rows<'_>, seq_len: usize) {
-        let &AttentionGeometry { d_qk, d_v, .. } = self.attention;
-        let (n_heads, n_kv_heads) = (self.attention.n_heads(), self.attention.n_kv_heads());
+        let attention = self.attention;
+        let &AttentionGeometry { d_qk, d_v, group_size, .. } = attention;
+        let (n_heads, n_kv_heads) = (attention.n_heads(), attention.n_kv_heads());
         let query = rows.query.chunks_exact(seq_len * n_heads * d_qk);
         let key = rows.key.chunks_exact(seq_len * n_kv_heads * d_qk);
         let value = rows.value.chunks_exact(seq_len * n_kv_heads * d_v);
         let sequences: Vec<Rows<'_>> =
             query.zip(key).zip(value).map(|((query, key), value)| Rows { query, key, value }).collect();
         self.n_queries += (sequences.len() * query_positions(seq_len).count()) as u64;
-        let attention = self.attention;
-        self.heads.par_chunks_mut(attention.group_size).enumerate().for_each(|(kv_head, heads)| {
-            for sequence in &sequences {
-                attention.add_group(heads, sequence, seq_len, kv_head);
+        let turns: &[Turns] = self.turns.get_or_insert_with(|| attention.turns(seq_len));
+        // Small enough to be shared out evenly, and summed in the order of the sequences whoever computes them.
+        let effects: Vec<Vec<Vec<f32>>> = (0..sequences.len() * n_kv_heads)
+            .into_par_iter()
+            .map(|task| {
+                let (sequence, kv_head) = (&sequences[task / n_kv_heads], task % n_kv_heads);
+                attention.effects(sequence, seq_len, kv_head, turns.get(kv_head))
+            })
+            .collect();
+        self.heads.par_iter_mut().enumerate().for_each(|(head, sum)| {
+            for of_sequence in effects.chunks_exact(n_kv_heads) {
+                let rows = &of_sequence[head / group_size][head % group_size];
+                sum.add_rows(rows, rows.len() / d_qk);
             }
         });
     }
@@ -205,12 +229,11 @@ fn push_effects(effects: &mut Vec<f32>, query: &[f32], moved: MatRef<'_, f32>, s
     }
 }
 
-/// Turns pair `p` of a vector of two halves by `position * frequencies[p]`.
-fn rotate(vector: &mut [f32], frequencies: &[f64], position: usize) {
-    let (first, second) = vector.split_at_mut(frequencies.len());
-    for ((a, b), frequency) in first.iter_mut().zip(second).zip(frequencies) {
-        let (sin, cos) = (position as f64 * frequency).sin_cos();
-        let (sin, cos) = (sin as f32, cos as f32);
+/// Turns the pairs of a vector of two halves, if there is rotation.
+fn rotate(vector: &mut [f32], turns: Option<&[(f32, f32)]>) {
+    let Some(turns) = turns else { return };
+    let (first, second) = vector.split_at_mut(turns.len());
+    for ((a, b), &(cos, sin)) in first.iter_mut().zip(second).zip(turns) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }

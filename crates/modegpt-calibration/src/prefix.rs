@@ -15,10 +15,11 @@ use burn::tensor::Tensor;
 use modegpt_model::{Block, Compute, ComputeError, Half, Point, Probe};
 use modegpt_statistics::PrefixStatistics;
 
-use crate::activation_gram::{ActivationGram, GramPath, add_column_sums};
+use crate::activation_gram::{ActivationGram, GramPath};
 
 /// [`PrefixStatistics`] while the batches come in.
 pub struct PrefixAccumulator {
+    path: GramPath,
     gram: ActivationGram,
     cross: Vec<f64>,
     target_sum: Vec<f64>,
@@ -58,6 +59,7 @@ impl PrefixAccumulator {
     /// The sums over no tokens, for a map from `k` units to `d_model`.
     pub fn new(k: usize, d_model: usize, path: GramPath) -> Self {
         Self {
+            path,
             gram: ActivationGram::new(k, path),
             cross: vec![0.0; k * d_model],
             target_sum: vec![0.0; d_model],
@@ -88,17 +90,19 @@ impl PrefixAccumulator {
         let weight_of = |root: f32| f64::from(root).powi(2);
         self.weight_sum += compute.read(weights.clone()).await?.into_iter().map(weight_of).sum::<f64>();
         let (units, target) = (units * weights.clone(), (wanted - before) * weights.clone());
-        // The weights are roots: once more, and sums are weighed as products are.
-        add_column_sums(&mut self.unit_sum, &compute.read(units.clone() * weights.clone()).await?);
-        add_column_sums(&mut self.target_sum, &compute.read(target.clone() * weights).await?);
-        let cross = compute.read(units.clone().transpose().matmul(target)).await?;
-        self.cross.iter_mut().zip(cross).for_each(|(sum, more)| *sum += f64::from(more));
+        // The weights are roots: the product with another one is weighed as products of units are.
+        let add =
+            |sums: &mut [f64], more: Vec<f32>| sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += f64::from(x));
+        let product = |left: &Tensor<2>, right: &Tensor<2>| self.path.product(left.clone(), right.clone());
+        add(&mut self.target_sum, compute.read(product(&weights, &target)).await?);
+        add(&mut self.unit_sum, compute.read(product(&weights, &units)).await?);
+        add(&mut self.cross, compute.read(product(&units, &target)).await?);
         self.gram.add(units, compute).await
     }
 
     /// The sums.
     pub fn finish(self) -> PrefixStatistics {
-        let Self { gram, cross, target_sum, unit_sum, weight_sum } = self;
+        let Self { gram, cross, target_sum, unit_sum, weight_sum, .. } = self;
         PrefixStatistics { gram: gram.finish().0, cross, unit_sum, target_sum, weight_sum }
     }
 }

@@ -99,7 +99,12 @@ impl Attention {
             None => heads,
         };
         let heads = probe.pass(Point::OutputInput, heads);
-        probe.pass(Point::Output, self.output.forward(heads))
+        probe.pass(Point::Output, self.output(heads))
+    }
+
+    /// The output map, of what attention delivers: `[rows, n_heads * d_v]` → `[rows, d_model]`
+    pub(crate) fn output(&self, heads: Tensor<2>) -> Tensor<2> {
+        self.output.forward(heads)
     }
 
     /// Rows in, `[rows, heads * width]`, and rows out, `[rows, n_heads * d_v]`.

@@ -109,6 +109,18 @@ impl Block {
         x.reshape(dims)
     }
 
+    /// What [`probe_half`](Self::probe_half) gives for `x` whose `units` are known already: what enters the last map of that
+    /// half, `[batch * tokens, k]`.
+    pub fn finish_half(&self, half: Half, x: Tensor<3>, units: Tensor<2>) -> Tensor<3> {
+        let dims @ [batch, tokens, d_model] = x.dims();
+        let x = x.reshape([batch * tokens, d_model]);
+        let (norm, added) = match half {
+            Half::Attention => (&self.attention_norm, self.attention.output(units)),
+            Half::Mlp => (&self.mlp_norm, self.mlp.down.forward(units)),
+        };
+        self.join(x, norm, added).reshape(dims)
+    }
+
     /// Applies the block to the next tokens of one sequence, `[1, tokens, d_model]`: either all of its first ones, into an
     /// empty cache, or one at a time.
     pub fn extend(&self, x: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
@@ -139,9 +151,18 @@ impl Block {
 
     /// A sublayer with its residual connection and normalisation.
     fn around(&self, x: Tensor<2>, norm: &Norm, sublayer: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+        let added = match self.placement {
+            NormPlacement::Pre => sublayer(norm.forward(x.clone())),
+            NormPlacement::Post => sublayer(x.clone()),
+        };
+        self.join(x, norm, added)
+    }
+
+    /// The residual connection.
+    fn join(&self, x: Tensor<2>, norm: &Norm, added: Tensor<2>) -> Tensor<2> {
         match self.placement {
-            NormPlacement::Pre => x.clone() + sublayer(norm.forward(x)),
-            NormPlacement::Post => norm.forward(x.clone() + sublayer(x)),
+            NormPlacement::Pre => x + added,
+            NormPlacement::Post => norm.forward(x + added),
         }
     }
 }

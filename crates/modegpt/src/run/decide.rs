@@ -111,7 +111,9 @@ impl Known<'_> {
                 .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
             let small = ModelConfig { layers: vec![shape.clone()], ..config.clone() };
             let block = Block::new(weights, &shape, &small, run.compute);
-            carry(run.compute, |x| block.forward(x), &mut stream).await.map_err(|source| at_layer(index, source))?;
+            carry(run.compute, |_, x| Ok(block.forward(x)), &mut stream)
+                .await
+                .map_err(|source| at_layer(index, source))?;
             run.compute.release();
             run.reporter.advance(index as u64 + 1);
         }

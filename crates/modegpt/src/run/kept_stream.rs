@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 use modegpt_calibration::check_finite;
-use modegpt_model::{Block, Compute, ComputeError, Half, ResidualStream};
+use modegpt_model::{Block, Compute, ComputeError, Half, ResidualStore, ResidualStream};
 
 use super::calibrate::{Place, at_layer};
 use super::scratch::{Checkpointed, FileStore};
@@ -70,10 +70,39 @@ impl<'a> KeptStream<'a> {
 
     /// Carries all samples through a half of `layer`.
     pub(super) async fn carry(&mut self, layer: usize, half: Half, block: &Block) -> Result<(), RunError> {
+        self.carry_by(layer, half, |_, x| Ok(block.forward_half(half, x))).await
+    }
+
+    /// Carries all samples through a half of `layer`, as `block` does whose `units` are known, `k` of each token.
+    pub(super) async fn carry_units(
+        &mut self,
+        layer: usize,
+        half: Half,
+        block: &Block,
+        units: &FileStore,
+        k: usize,
+    ) -> Result<(), RunError> {
+        let compute = self.run.compute;
+        self.carry_by(layer, half, |samples, x| {
+            let [n_samples, seq_len, _] = x.dims();
+            let rows = n_samples * seq_len;
+            let mut values = vec![0.0; rows * k];
+            units.read(samples.start * seq_len * k, &mut values)?;
+            Ok(block.finish_half(half, x, compute.tensor(values, [rows, k])))
+        })
+        .await
+    }
+
+    /// Replaces the stream before a half of `layer` by what `step` makes of the samples.
+    async fn carry_by(
+        &mut self,
+        layer: usize,
+        half: Half,
+        step: impl Fn(&Range<usize>, Tensor<3>) -> Result<Tensor<3>, ComputeError>,
+    ) -> Result<(), RunError> {
         let compute = self.run.compute;
         let mut stream = self.open(layer, half)?;
-        let carried = carry(compute, |x| block.forward_half(half, x), &mut stream).await;
-        carried.map_err(|source| at_layer(layer, source))
+        carry(compute, step, &mut stream).await.map_err(|source| at_layer(layer, source))
     }
 
     /// The files before and behind a half of `layer`, where the stream is not in memory.
@@ -81,12 +110,8 @@ impl<'a> KeptStream<'a> {
         let middle = self.kept.path(layer).with_extension("middle");
         match half {
             Half::Attention => [self.kept.path(layer), middle],
-            Half::Mlp => [middle, self.output(layer)],
+            Half::Mlp => [middle, self.kept.path(layer + 1).with_extension("tmp")],
         }
-    }
-
-    fn output(&self, layer: usize) -> PathBuf {
-        self.kept.path(layer + 1).with_extension("tmp")
     }
 
     /// Keeps the output of `layer` in place of its input.
@@ -94,9 +119,10 @@ impl<'a> KeptStream<'a> {
         match &self.place {
             Place::Memory(values) => self.kept.save(layer + 1, values)?,
             Place::Disk => {
-                self.kept.seal(layer + 1, &self.output(layer))?;
+                let [middle, output] = self.paths(layer, Half::Mlp);
+                self.kept.seal(layer + 1, &output)?;
                 // What cannot be removed is overwritten or goes with the rest.
-                let _ = std::fs::remove_file(self.kept.path(layer).with_extension("middle"));
+                let _ = std::fs::remove_file(middle);
             }
         }
         // The input stays until the next layer is done: a run killed now repeats this layer from it.
@@ -116,14 +142,14 @@ pub(super) fn tensor(
     Ok(compute.tensor(stream.load(samples)?, stream.shape(samples)))
 }
 
-/// Carries all samples of a stream through a block or a half of one.
+/// Replaces a stream by what `step` makes of the samples.
 pub(super) async fn carry(
     compute: &Compute,
-    block: impl Fn(Tensor<3>) -> Tensor<3>,
+    step: impl Fn(&Range<usize>, Tensor<3>) -> Result<Tensor<3>, ComputeError>,
     stream: &mut ResidualStream<'_>,
 ) -> Result<(), ComputeError> {
     for samples in stream.batches() {
-        let after = compute.read(block(tensor(compute, stream, &samples)?)).await?;
+        let after = compute.read(step(&samples, tensor(compute, stream, &samples)?)?).await?;
         check_finite(&after)?;
         stream.store(&samples, &after)?;
     }

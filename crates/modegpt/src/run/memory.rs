@@ -64,6 +64,7 @@ impl MemoryPlan {
         let (refit, n_streams) = if prefix { (observe + 2 * weights, 2) } else { (0, 0) };
         // Of each the inputs of two layers, the place behind attention and what is being written.
         let n_stream_files = 2 + 4 * n_streams;
+        let units_of_token = if prefix && work.is_host { largest(most_units) } else { 0 };
         let device_bytes = weights + activations;
         let host_work = if work.is_host { observe } else { observe - activations / 2 };
         let without_stream = PROGRAM_BYTES + ids + host_work.max(decompose).max(refit);
@@ -75,7 +76,7 @@ impl MemoryPlan {
         Self {
             host_bytes: if stream_on_disk { without_stream } else { with_stream },
             device_bytes,
-            scratch_bytes: n_layers * statistics + n_stream_files * stream_bytes,
+            scratch_bytes: n_layers * statistics + n_stream_files * stream_bytes + ids * units_of_token,
             stream_bytes,
             stream_on_disk,
         }
@@ -97,6 +98,11 @@ impl MemoryPlan {
 /// Weights of a layer in f32.
 pub(super) fn layer_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
     4 * config.linear_params(shape) as u64
+}
+
+/// Values that enter the last map of a half, for a token.
+fn most_units(config: &ModelConfig, shape: &LayerShape) -> u64 {
+    shape.d_ff.max(config.n_heads * shape.d_v) as u64
 }
 
 /// Statistics of a layer as stored: packed triangles in f64.

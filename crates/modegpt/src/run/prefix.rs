@@ -14,11 +14,12 @@ use modegpt_architecture::{LayerShape, LayerWeights, Linear, ModelConfig, Weight
 use modegpt_calibration::{PrefixAccumulator, check_finite, forward_with_units};
 use modegpt_checkpoint::OutputFolder;
 use modegpt_compress::{PrefixRefit, refit_down, refit_output};
-use modegpt_model::{Block, Half};
+use modegpt_model::{Block, Half, ResidualStore};
 use modegpt_statistics::PrefixStatistics;
 
 use super::calibrate::at_layer;
 use super::kept_stream::{KeptStream, tensor};
+use super::scratch::FileStore;
 use super::{CalibrationRun, RunError};
 
 /// How far what is wanted behind the MLP lies towards the original stream, from what the original MLP makes of the erroneous
@@ -39,6 +40,10 @@ pub(super) struct Prefix<'a> {
     run: &'a CalibrationRun<'a>,
     original: KeptStream<'a>,
     compressed: KeptStream<'a>,
+    /// What enters the last map of the compressed half, from the pass that observes it to the one that carries the stream
+    /// through the refitted map. On the disk, for there are several times as many values as in a stream; and not on cards,
+    /// which compute it again sooner than they hand it over.
+    units: Option<FileStore>,
 }
 
 impl<'a> Prefix<'a> {
@@ -51,7 +56,8 @@ impl<'a> Prefix<'a> {
         let [original, compressed] = places(folder);
         let original = KeptStream::resume(run, &original, layer)?;
         let compressed = KeptStream::resume(run, &compressed, layer)?;
-        Ok(original.zip(compressed).map(|(original, compressed)| Self { run, original, compressed }))
+        let Some((original, compressed)) = original.zip(compressed) else { return Ok(None) };
+        Ok(Some(Self { run, original, compressed, units: units_file(run, folder)? }))
     }
 
     /// The streams at the input of the first layer.
@@ -61,6 +67,7 @@ impl<'a> Prefix<'a> {
             run,
             original: KeptStream::embed(run, original).await?,
             compressed: KeptStream::embed(run, compressed).await?,
+            units: units_file(run, folder)?,
         })
     }
 
@@ -85,16 +92,17 @@ impl<'a> Prefix<'a> {
 
         let seen = self.observe_attention(layer, &original, &block(&weights), weights.output.weight.rows).await?;
         let (mut weights, output_attempts) = refit_output(layer, &weights, &seen, ridge(&weights.output))?;
-        self.compressed.carry(layer, Half::Attention, &block(&weights)).await?;
+        self.carry_observed(layer, Half::Attention, &block(&weights), weights.output.weight.rows).await?;
 
         let mut down_attempts = 0;
         if maps == PrefixRefit::All {
             let seen = self.observe_mlp(layer, &original, units).await?;
             (weights, down_attempts) = refit_down(layer, &weights, &seen, ridge(&weights.down))?;
+            self.carry_observed(layer, Half::Mlp, &block(&weights), units.len()).await?;
         } else {
             self.original.carry(layer, Half::Mlp, &original).await?;
+            self.compressed.carry(layer, Half::Mlp, &block(&weights)).await?;
         }
-        self.compressed.carry(layer, Half::Mlp, &block(&weights)).await?;
         self.settle(layer)?;
         Ok(Refitted { weights, output_attempts, down_attempts })
     }
@@ -154,10 +162,22 @@ impl<'a> Prefix<'a> {
             check_finite(&values).map_err(at)?;
             let input = tensor(run.compute, &inputs, &samples).map_err(at)?;
             let (wanted, units) = of_batch(input.clone(), after);
+            if let Some(kept) = &mut self.units {
+                let values = run.compute.read(units.clone()).await.map_err(at)?;
+                kept.write(samples.start * run.calibration.windows.seq_len * k, &values).map_err(|e| at(e.into()))?;
+            }
             sums.add(input, units, wanted, run.compute).await.map_err(at)?;
             stream.store(&samples, &values).map_err(at)?;
         }
         Ok(sums.finish())
+    }
+
+    /// Carries the compressed stream through a half whose units, `k` of each token, were observed just now.
+    async fn carry_observed(&mut self, layer: usize, half: Half, block: &Block, k: usize) -> Result<(), RunError> {
+        match &self.units {
+            Some(units) => self.compressed.carry_units(layer, half, block, units, k).await,
+            None => self.compressed.carry(layer, half, block).await,
+        }
     }
 
     /// Carries both streams through a layer of which, as of all before it, nothing was removed: there is nothing to make
@@ -186,6 +206,12 @@ impl<'a> Prefix<'a> {
         let weights = self.run.model.checkpoint.layer(layer)?;
         Ok(Block::new(weights, &config.layers[layer], config, self.run.compute))
     }
+}
+
+/// The file for units, if this device shall keep them.
+fn units_file(run: &CalibrationRun<'_>, folder: &OutputFolder) -> Result<Option<FileStore>, RunError> {
+    let path = folder.path().join("prefix").join("units.f32");
+    run.compute.is_host.then(|| FileStore::scratch(&path)).transpose()
 }
 
 fn places(folder: &OutputFolder) -> [PathBuf; 2] {

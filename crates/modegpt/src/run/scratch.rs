@@ -1,16 +1,21 @@
 //! The residual stream on the disk: between two layers for memory's sake, and after each layer to resume from.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use bytemuck::{cast_slice, cast_slice_mut};
 use modegpt_model::{ResidualStore, StoreError};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::run::RunError;
 
 /// What the names of all scratch files begin with.
 const PREFIX: &str = "stream-";
+
+/// Bytes of the checksum behind the elements.
+const SUM_BYTES: u64 = 8;
 
 /// A stream that is read from one file and written to another, so that the input of a layer survives until its output is
 /// complete.
@@ -29,6 +34,15 @@ impl FileStore {
         open().map_err(|reason| RunError::Scratch { path: output.to_owned(), reason })
     }
 
+    /// An empty file that gives back what is written to it.
+    pub(super) fn scratch(path: &Path) -> Result<Self, RunError> {
+        let open = || -> io::Result<Self> {
+            let output = File::create(path)?;
+            Ok(Self { input: Some(Mutex::new(File::open(path)?)), output: Some((output, path.to_owned())) })
+        };
+        open().map_err(|reason| RunError::Scratch { path: path.to_owned(), reason })
+    }
+
     /// Reads from `input`, and refuses to be written to.
     pub(super) fn read_only(input: &Path) -> Result<Self, RunError> {
         let file = File::open(input).map_err(|reason| RunError::Scratch { path: input.to_owned(), reason })?;
@@ -41,23 +55,18 @@ impl ResidualStore for FileStore {
         let Some(input) = &self.input else { return Err("the stream has no input yet".into()) };
         let mut file = input.lock().map_err(|_| "a reader of the stream failed before")?;
         file.seek(SeekFrom::Start(4 * start as u64))?;
-        let mut bytes = vec![0; 4 * values.len()];
-        file.read_exact(&mut bytes)?;
-        for (value, bytes) in values.iter_mut().zip(bytes.chunks_exact(4)) {
-            *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        }
-        Ok(())
+        Ok(file.read_exact(cast_slice_mut(values))?)
     }
 
     fn write(&mut self, start: usize, values: &[f32]) -> Result<(), StoreError> {
         let Some((output, path)) = &mut self.output else { return Err("the stream can only be read".into()) };
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let written = output.seek(SeekFrom::Start(4 * start as u64)).and_then(|_| output.write_all(&bytes));
+        let written = output.seek(SeekFrom::Start(4 * start as u64)).and_then(|_| output.write_all(cast_slice(values)));
         Ok(written.map_err(|reason| RunError::Scratch { path: path.clone(), reason })?)
     }
 }
 
-/// The stream after a layer, as kept to resume from: its elements and their checksum.
+/// The stream after a layer, as kept to resume from: its elements, in the byte order of the machine that will read them
+/// again, and their checksum.
 #[derive(Clone, Debug)]
 pub(super) struct Checkpointed {
     folder: PathBuf,
@@ -77,16 +86,10 @@ impl Checkpointed {
     pub(super) fn save(&self, layer: usize, values: &[f32]) -> Result<(), RunError> {
         let path = self.path(layer);
         let write = || -> io::Result<()> {
-            let temporary = path.with_extension("tmp");
-            let mut out = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-            let mut sum = Checksum::default();
-            for chunk in values.chunks(1 << 16) {
-                let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
-                sum.add(&bytes);
-                out.write_all(&bytes)?;
-            }
-            out.write_all(&sum.0.to_le_bytes())?;
-            out.flush()?;
+            let (temporary, bytes) = (path.with_extension("tmp"), cast_slice(values));
+            let mut out = File::create(&temporary)?;
+            out.write_all(bytes)?;
+            out.write_all(&xxh3_64(bytes).to_le_bytes())?;
             fs::rename(&temporary, &path)
         };
         write().map_err(|reason| RunError::Scratch { path: path.clone(), reason })
@@ -96,10 +99,9 @@ impl Checkpointed {
     pub(super) fn seal(&self, layer: usize, written: &Path) -> Result<(), RunError> {
         let path = self.path(layer);
         let seal = || -> io::Result<()> {
-            let mut sum = Checksum::default();
-            sum.add_all(&mut BufReader::with_capacity(1 << 20, File::open(written)?).take(u64::MAX))?;
-            let mut file = fs::OpenOptions::new().append(true).open(written)?;
-            file.write_all(&sum.0.to_le_bytes())?;
+            let mut file = fs::OpenOptions::new().read(true).append(true).open(written)?;
+            let sum = checksum(&mut file)?;
+            file.write_all(&sum.to_le_bytes())?;
             fs::rename(written, &path)
         };
         seal().map_err(|reason| RunError::Scratch { path: path.clone(), reason })
@@ -108,16 +110,15 @@ impl Checkpointed {
     /// Whether the input of `layer` is there, whole and as it was written.
     pub(super) fn is_intact(&self, layer: usize, n_elements: usize) -> bool {
         let check = || -> io::Result<bool> {
-            let file = File::open(self.path(layer))?;
-            if file.metadata()?.len() != 4 * n_elements as u64 + 8 {
+            let mut file = File::open(self.path(layer))?;
+            let n_bytes = 4 * n_elements as u64;
+            if file.metadata()?.len() != n_bytes + SUM_BYTES {
                 return Ok(false);
             }
-            let mut reader = BufReader::with_capacity(1 << 20, file);
-            let mut sum = Checksum::default();
-            sum.add_all(&mut (&mut reader).take(4 * n_elements as u64))?;
-            let mut stored = [0; 8];
-            reader.read_exact(&mut stored)?;
-            Ok(u64::from_le_bytes(stored) == sum.0)
+            let sum = checksum(&mut (&mut file).take(n_bytes))?;
+            let mut stored = [0; SUM_BYTES as usize];
+            file.read_exact(&mut stored)?;
+            Ok(u64::from_le_bytes(stored) == sum)
         };
         check().unwrap_or(false)
     }
@@ -126,15 +127,8 @@ impl Checkpointed {
     pub(super) fn load(&self, layer: usize, n_elements: usize) -> Result<Vec<f32>, RunError> {
         let path = self.path(layer);
         let read = || -> io::Result<Vec<f32>> {
-            let mut reader = BufReader::with_capacity(1 << 20, File::open(&path)?);
-            let mut values = Vec::with_capacity(n_elements);
-            let mut bytes = vec![0; 1 << 18];
-            while values.len() < n_elements {
-                let wanted = bytes.len().min(4 * (n_elements - values.len()));
-                reader.read_exact(&mut bytes[..wanted])?;
-                let parts = bytes[..wanted].chunks_exact(4);
-                values.extend(parts.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-            }
+            let mut values = vec![0.0; n_elements];
+            File::open(&path)?.read_exact(cast_slice_mut(&mut values))?;
             Ok(values)
         };
         read().map_err(|reason| RunError::Scratch { path: path.clone(), reason })
@@ -171,32 +165,13 @@ impl Checkpointed {
     }
 }
 
-/// A sum that notices missing, changed and exchanged words.
-#[derive(Default)]
-struct Checksum(u64);
-
-impl Checksum {
-    fn add(&mut self, bytes: &[u8]) {
-        for word in bytes.chunks_exact(4) {
-            let word = u64::from(u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
-            self.0 = (self.0.rotate_left(5) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        }
-    }
-
-    /// Reads to the end; the length is a multiple of four.
-    fn add_all(&mut self, reader: &mut impl Read) -> io::Result<()> {
-        let mut buffer = vec![0; 1 << 18];
-        let mut held = 0;
-        loop {
-            let n = reader.read(&mut buffer[held..])?;
-            held += n;
-            let whole = held / 4 * 4;
-            self.add(&buffer[..whole]);
-            buffer.copy_within(whole..held, 0);
-            held -= whole;
-            if n == 0 {
-                return Ok(());
-            }
+/// Of all that is left to read: notices missing, changed and exchanged bytes.
+fn checksum(reader: &mut impl Read) -> io::Result<u64> {
+    let (mut sum, mut buffer) = (Xxh3::new(), vec![0; 1 << 18]);
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(sum.digest()),
+            n => sum.update(&buffer[..n]),
         }
     }
 }
@@ -252,6 +227,21 @@ mod tests {
         let mut read = vec![0.0; 1000];
         second.read(1500, &mut read).expect("read");
         assert_eq!(read, values[1500..2500]);
+    }
+
+    #[test]
+    fn a_scratch_file_gives_back_what_was_written_last() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("units");
+        fs::write(&path, [7; 100]).expect("what a run that was killed has left");
+        let mut scratch = FileStore::scratch(&path).expect("created");
+        let mut read = [0.0; 2];
+        scratch.read(0, &mut read).expect_err("nothing is left of what was there");
+        for values in [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]] {
+            scratch.write(0, &values).expect("written");
+            scratch.read(1, &mut read).expect("read");
+            assert_eq!(read.map(f32::to_bits), [values[1], values[2]].map(f32::to_bits));
+        }
     }
 
     #[test]

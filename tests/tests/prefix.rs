@@ -1,0 +1,170 @@
+//! The refit on the compressed prefix against its definition: whole streams in memory, sums in f64, no shortcut.
+
+use burn::tensor::Tensor;
+use modegpt::architecture::{DType, LayerWeights, Matrix, ModelConfig, WeightProvider};
+use modegpt::calibration::{Collect, GramPath};
+use modegpt::compress::{Methods, Mode, PrefixRefit, Target, refit_down, refit_output};
+use modegpt::linalg::Gram;
+use modegpt::model_runtime::{Block, Compute, Embedder, Half, Point, Probe};
+use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
+use modegpt::statistics::PrefixStatistics;
+use modegpt_tests::{open, open_folder, stories};
+
+const N_SAMPLES: usize = 8;
+const SEQ_LEN: usize = 128;
+const TOKENS_PER_UNIT: f64 = 8.0;
+
+/// What enters the last map of a half of a block.
+struct Units {
+    point: Point,
+    seen: Option<Tensor<2>>,
+}
+
+impl Probe for Units {
+    fn pass(&mut self, point: Point, x: Tensor<2>) -> Tensor<2> {
+        if point == self.point {
+            self.seen = Some(x.clone());
+        }
+        x
+    }
+}
+
+/// The units of that half of `block` for a stream.
+fn units(block: &Block, half: Half, before: Tensor<3>) -> Tensor<2> {
+    let point = if half == Half::Attention { Point::OutputInput } else { Point::Hidden };
+    let mut probe = Units { point, seen: None };
+    let _ = block.probe_half(half, before, &mut probe);
+    probe.seen.expect("units")
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+    tensor.into_data().try_to_vec::<f32>().expect("f32").into_iter().map(f64::from).collect()
+}
+
+/// The sums over all tokens for the last map of that half of `block`: `before` is the stream before it, `wanted` that which
+/// is wanted behind it.
+fn sums(block: &Block, half: Half, before: &Tensor<3>, wanted: &[f64]) -> PrefixStatistics {
+    let units = units(block, half, before.clone());
+    let (k, d_model) = (units.dims()[1], before.dims()[2]);
+    let (units, before) = (values(units), values(before.clone()));
+    let mut packed = vec![0.0; k * (k + 1) / 2];
+    let (mut cross, mut unit_sum, mut target_sum) = (vec![0.0; k * d_model], vec![0.0; k], vec![0.0; d_model]);
+    let mut weight_sum = 0.0;
+    for (token, z) in units.chunks_exact(k).enumerate() {
+        let row = token * d_model..(token + 1) * d_model;
+        let y = &wanted[row.clone()];
+        let target: Vec<f64> = y.iter().zip(&before[row]).map(|(y, x)| y - x).collect();
+        let weight = y.iter().map(|value| value * value).sum::<f64>().recip();
+        weight_sum += weight;
+        for i in 0..k {
+            unit_sum[i] += weight * z[i];
+            (0..=i).for_each(|j| packed[i * (i + 1) / 2 + j] += weight * z[i] * z[j]);
+            (0..d_model).for_each(|j| cross[i * d_model + j] += weight * z[i] * target[j]);
+        }
+        (0..d_model).for_each(|j| target_sum[j] += weight * target[j]);
+    }
+    let gram = Gram::from_packed_lower(k, packed).expect("a triangle");
+    PrefixStatistics { gram, cross, unit_sum, target_sum, weight_sum }
+}
+
+/// The largest difference as a share of the largest value.
+fn distance(found: &Matrix, expected: &Matrix) -> f32 {
+    let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, f32::max);
+    let pairs = || found.data.iter().zip(&expected.data);
+    assert_eq!((found.rows, found.cols), (expected.rows, expected.cols));
+    most(&mut pairs().map(|(f, e)| (f - e).abs())) / most(&mut expected.data.iter().map(|e| e.abs()))
+}
+
+#[test]
+fn a_half_whose_units_are_known_gives_what_it_gives_otherwise() {
+    let compute = Compute::host();
+    for name in ["stories260k", "opt-tiny-stories", "gpt2-tiny-stories"] {
+        let model = open(name);
+        let config = model.config();
+        let embedder = Embedder::new(&model.checkpoint, &compute).expect("embeddings");
+        let ids = stories(&model, 2, 16).windows.ids;
+        let before = embedder.embed(&model.checkpoint, &ids, 2, 0, &compute).expect("the stream before layer 0");
+        let weights = model.checkpoint.layer(0).expect("a layer");
+        let block = Block::new(weights, &config.layers[0], config, &compute);
+        for half in [Half::Attention, Half::Mlp] {
+            let finished = block.finish_half(half, before.clone(), units(&block, half, before.clone()));
+            assert_eq!(values(finished), values(block.forward_half(half, before.clone())), "{name}, {half:?}");
+        }
+    }
+}
+
+/// What is wanted behind attention is the stream of the original model, and behind the MLP halfway between that and what the
+/// original MLP makes of the compressed stream. The output of the same plan without the refit is where it begins.
+#[test]
+fn the_refit_is_the_one_of_its_definition() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let compute = Compute::host();
+    for name in ["stories260k", "opt-tiny-stories"] {
+        let model = open(name);
+        let calibration = stories(&model, N_SAMPLES, SEQ_LEN);
+        let run = CalibrationRun {
+            collect: Collect { logits: true, ..Collect::default() },
+            batch_tokens: 3 * SEQ_LEN,
+            ..CalibrationRun::new(&model, &calibration, &compute, GramPath::Host)
+        };
+        let compressed = |label: &str, plan: PlanSource| {
+            let options = CompressionOptions { dtype: Some(DType::F32), ..CompressionOptions::new(plan) };
+            let target = folder.path().join(format!("{name}-{label}"));
+            let result = pollster::block_on(compress(&run, &options, &target)).expect("compresses");
+            (open_folder(&target), result.plan)
+        };
+        let request = PlanRequest::new(Target::Sparsity(0.3), Mode::Best);
+        let (begun, mut plan) = compressed("begun", PlanSource::Make(request));
+        assert_eq!((plan.methods.prefix, plan.ridges.prefix), (PrefixRefit::None, TOKENS_PER_UNIT));
+        for maps in [PrefixRefit::Output, PrefixRefit::All] {
+            plan.methods = Methods { prefix: maps, ..plan.methods };
+            let (refitted, _) = compressed(&format!("{maps:?}"), PlanSource::Given(Box::new(plan.clone())));
+
+            let config = model.config();
+            let dense = |model: &modegpt::Model, layer| -> LayerWeights {
+                model.checkpoint.layer(layer).expect("a layer").into_dense().expect("no products")
+            };
+            let embedder = Embedder::new(&model.checkpoint, &compute).expect("embeddings");
+            let ids = &calibration.windows.ids;
+            let mut original =
+                embedder.embed(&model.checkpoint, ids, N_SAMPLES, 0, &compute).expect("the stream before layer 0");
+            let mut stream = original.clone();
+            let n_layers = config.layers.len();
+            let mut farthest: f32 = 0.0;
+            for layer in 0..n_layers {
+                let whole = Block::new(dense(&model, layer), &config.layers[layer], config, &compute);
+                let shape = &begun.config().layers[layer];
+                let small = ModelConfig { layers: vec![shape.clone()], ..config.clone() };
+                let block = |weights: &LayerWeights| Block::new(weights.clone(), shape, &small, &compute);
+                let mut weights = dense(&begun, layer);
+                let begins = weights.clone();
+                for half in [Half::Attention, Half::Mlp] {
+                    original = whole.forward_half(half, original);
+                    let mut wanted = values(original.clone());
+                    if half == Half::Mlp {
+                        let erroneous = values(whole.forward_half(half, stream.clone()));
+                        wanted.iter_mut().zip(erroneous).for_each(|(y, of_stream)| *y = f64::midpoint(*y, of_stream));
+                    }
+                    let map = if half == Half::Attention { &weights.output } else { &weights.down };
+                    let ridge = TOKENS_PER_UNIT * map.weight.rows as f64 / ids.len() as f64;
+                    if half == Half::Attention || maps == PrefixRefit::All {
+                        let refit = if half == Half::Attention { refit_output } else { refit_down };
+                        let seen = sums(&block(&weights), half, &stream, &wanted);
+                        weights = refit(layer, &weights, &seen, ridge).expect("regular").0;
+                    }
+                    stream = block(&weights).forward_half(half, stream);
+                }
+                let found = dense(&refitted, layer);
+                for (map, found, expected, begins) in [
+                    ("output", &found.output, &weights.output, &begins.output),
+                    ("down", &found.down, &weights.down, &begins.down),
+                ] {
+                    let differs = distance(&found.weight, &expected.weight);
+                    assert!(differs < 1e-4, "{name}, {maps:?}, layer {layer}, {map} map: {differs}");
+                    farthest = farthest.max(distance(&found.weight, &begins.weight));
+                }
+            }
+            assert!(farthest > 0.01, "{name}, {maps:?}: no map moved by more than {farthest}");
+        }
+    }
+}
