@@ -23,7 +23,7 @@ struct Current {
     bar: ProgressBar,
 }
 
-/// A stage that is over.
+/// A stage that is over, each time that it came.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct StageTime {
     /// What its bar said.
@@ -32,7 +32,7 @@ pub(crate) struct StageTime {
 }
 
 impl Bars {
-    /// All stages that are over, in their order.
+    /// All stages that are over, in the order in which they first ended; one that came again is told once.
     pub(crate) fn stages(&self) -> Vec<StageTime> {
         self.ended.borrow().clone()
     }
@@ -60,7 +60,11 @@ impl Reporter for Bars {
     fn end(&self) {
         if let Some(Current { name, begin, bar }) = self.current.take() {
             bar.finish_and_clear();
-            self.ended.borrow_mut().push(StageTime { name, secs: begin.elapsed().as_secs_f64() });
+            let (secs, mut ended) = (begin.elapsed().as_secs_f64(), self.ended.borrow_mut());
+            match ended.iter_mut().find(|stage| stage.name == name) {
+                Some(stage) => stage.secs += secs,
+                None => ended.push(StageTime { name, secs }),
+            }
         }
     }
 
@@ -81,12 +85,12 @@ mod tests {
     fn a_stage_ends_by_itself_or_where_the_next_begins() {
         let bars = Bars::default();
         bars.end();
-        for stage in ["calibrate", "survey"] {
+        for stage in ["calibrate", "survey", "calibrate", "survey"] {
             bars.begin(stage, 3);
             bars.advance(1);
         }
         let names = || bars.stages().into_iter().map(|stage| stage.name).collect::<Vec<_>>();
-        assert_eq!(names(), ["calibrate"]);
+        assert_eq!(names(), ["calibrate", "survey"]);
         bars.end();
         assert_eq!(names(), ["calibrate", "survey"]);
         assert!(bars.stages().iter().all(|stage| stage.secs >= 0.0 && stage.secs < 60.0));

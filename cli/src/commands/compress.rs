@@ -321,14 +321,22 @@ fn summarise(
     }
 }
 
+/// What each stage took, parts of one together: `gradients: loss` is part of `gradients`.
+fn stage_list(stages: &[StageTime]) -> String {
+    let whole = |stage: &StageTime| stage.name.split(':').next().unwrap_or_default().to_owned();
+    let parts = stages.chunk_by(|a, b| whole(a) == whole(b));
+    let told =
+        parts.map(|parts| format!("{} {:.1}", whole(&parts[0]), parts.iter().map(|part| part.secs).sum::<f64>()));
+    told.collect::<Vec<_>>().join(", ")
+}
+
 fn print(summary: &Summary, folder: &Path) -> Result<(), Failure> {
     printer::line(&layer_table(&summary.layers))?;
     printer::line("")?;
     printer::line(&size_table(summary))?;
     printer::line("")?;
     printer::line(&format!("written      {}", folder.display()))?;
-    let stages = summary.stages.iter().map(|stage| format!("{} {:.1}", stage.name, stage.secs));
-    printer::line(&format!("time         {:.1} s ({})", summary.secs, stages.collect::<Vec<_>>().join(", ")))?;
+    printer::line(&format!("time         {:.1} s ({})", summary.secs, stage_list(&summary.stages)))?;
     if let Some(peak) = summary.peak_host_bytes {
         let planned = printer::bytes(summary.planned_host_bytes);
         printer::line(&format!("peak memory  {} (planned {planned})", printer::bytes(peak)))?;
@@ -395,4 +403,16 @@ pub(crate) fn size_table(summary: &Summary) -> String {
         row("all parameters", summary.params_before, summary.params_after, printer::grouped),
         row("bytes", summary.bytes_before, summary.bytes_after, printer::bytes),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_stage_are_told_together() {
+        let stages = [("calibrate", 2.0), ("gradients: loss", 0.5), ("gradients: backward", 1.25), ("survey", 0.125)];
+        let stages = stages.map(|(name, secs)| StageTime { name: name.to_owned(), secs });
+        assert_eq!(stage_list(&stages), "calibrate 2.0, gradients 1.8, survey 0.1");
+    }
 }
