@@ -342,7 +342,7 @@ fn print(summary: &Summary, folder: &Path) -> Result<(), Failure> {
         printer::line(&format!("peak memory  {} (planned {planned})", printer::bytes(peak)))?;
     }
     if summary.fallbacks > 0 {
-        printer::line(&format!("fallbacks    {} rounds of extra jitter; see the report", summary.fallbacks))?;
+        printer::line(&format!("fallbacks    extra jitter (rounds: {}); see the report", summary.fallbacks))?;
     }
     Ok(())
 }

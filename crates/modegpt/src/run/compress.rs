@@ -327,6 +327,6 @@ fn check_fallbacks(report: &LayerReport, strict: bool, reporter: &dyn Reporter) 
     if strict {
         return Err(RunError::Strict { layer: report.index, fallbacks });
     }
-    reporter.note(&format!("layer {}: factorised with {fallbacks} rounds of extra jitter", report.index));
+    reporter.note(&format!("layer {}: factorised with extra jitter (rounds: {fallbacks})", report.index));
     Ok(())
 }

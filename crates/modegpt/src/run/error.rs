@@ -81,7 +81,7 @@ pub enum RunError {
         allowed_mib: u64,
     },
     /// A fallback fired, and the caller wanted none.
-    #[error("layer {layer}: a factorisation needed {fallbacks} rounds of extra jitter, and --strict allows none")]
+    #[error("layer {layer}: a factorisation needed extra jitter (rounds: {fallbacks}), and --strict allows none")]
     Strict {
         /// Which layer.
         layer: usize,

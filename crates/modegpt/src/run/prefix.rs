@@ -5,7 +5,7 @@
 //! erroneous stream does not tell all of the right one, and least squares shrink what they cannot predict, every layer a
 //! little more. What the original half makes of the erroneous stream draws nothing back, and shrinks nothing. Behind the MLP
 //! halfway between is far better than either. Behind attention it would gain little over the original stream for the time
-//! that it takes (README, "What mode best gains").
+//! that it takes (tests/results/README.md, "What mode best gains").
 
 use std::path::PathBuf;
 
