@@ -89,10 +89,13 @@ mod tests {
             bars.begin(stage, 3);
             bars.advance(1);
         }
-        let names = || bars.stages().into_iter().map(|stage| stage.name).collect::<Vec<_>>();
-        assert_eq!(names(), ["calibrate", "survey"]);
+        let before = bars.stages();
         bars.end();
-        assert_eq!(names(), ["calibrate", "survey"]);
-        assert!(bars.stages().iter().all(|stage| stage.secs >= 0.0 && stage.secs < 60.0));
+        let behind = bars.stages();
+        let names = |stages: &[StageTime]| stages.iter().map(|stage| stage.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&before), ["calibrate", "survey"]);
+        assert_eq!(names(&behind), ["calibrate", "survey"]);
+        assert_eq!(behind[0], before[0]);
+        assert!(behind[1].secs > before[1].secs, "{before:?}, then {behind:?}");
     }
 }

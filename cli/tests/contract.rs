@@ -74,9 +74,19 @@ fn compress_tells_what_it_did() {
         assert_eq!(count(&summary["bytes_after"]), n_bytes(&after));
         let index = desk.json(&format!("{out}/model.safetensors.index.json"));
         assert_eq!(index["metadata"]["total_size"], summary["bytes_after"]);
+        check_stages(&summary);
         check_shares(&summary);
         check_layers(&summary, n_layers, d_ff);
     }
+}
+
+/// What was done, in its order, within the time that all of it took.
+fn check_stages(summary: &Value) {
+    let stages = summary["stages"].as_array().expect("stages");
+    let names: Vec<_> = stages.iter().map(|stage| stage["name"].as_str().expect("a name")).collect();
+    assert_eq!(names, ["calibrate", "survey", "compress"]);
+    let secs: f64 = stages.iter().map(|stage| number(&stage["secs"])).sum();
+    assert!(secs > 0.0 && secs <= number(&summary["secs"]), "{secs} s of {} s", summary["secs"]);
 }
 
 fn check_shares(summary: &Value) {

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 use modegpt::architecture::{DType, LayerWeights, Matrix, ModelConfig, WeightProvider};
-use modegpt::calibration::{Collect, GramPath};
+use modegpt::calibration::{Collect, GramPath, forward_with_units};
 use modegpt::compress::{Methods, Mode, PrefixRefit, Target, refit_down, refit_output};
 use modegpt::linalg::Gram;
-use modegpt::model_runtime::{Block, Compute, Embedder, Half, Point, Probe};
+use modegpt::model_runtime::{Block, Compute, Embedder, Half};
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
 use modegpt::statistics::PrefixStatistics;
 use modegpt_tests::{open, open_folder, stories};
@@ -14,29 +14,6 @@ const N_SAMPLES: usize = 8;
 const SEQ_LEN: usize = 128;
 const TOKENS_PER_UNIT: f64 = 8.0;
 
-/// What enters the last map of a half of a block.
-struct Units {
-    point: Point,
-    seen: Option<Tensor<2>>,
-}
-
-impl Probe for Units {
-    fn pass(&mut self, point: Point, x: Tensor<2>) -> Tensor<2> {
-        if point == self.point {
-            self.seen = Some(x.clone());
-        }
-        x
-    }
-}
-
-/// The units of that half of `block` for a stream.
-fn units(block: &Block, half: Half, before: Tensor<3>) -> Tensor<2> {
-    let point = if half == Half::Attention { Point::OutputInput } else { Point::Hidden };
-    let mut probe = Units { point, seen: None };
-    let _ = block.probe_half(half, before, &mut probe);
-    probe.seen.expect("units")
-}
-
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().try_to_vec::<f32>().expect("f32").into_iter().map(f64::from).collect()
 }
@@ -44,7 +21,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
 /// The sums over all tokens for the last map of that half of `block`: `before` is the stream before it, `wanted` that which
 /// is wanted behind it.
 fn sums(block: &Block, half: Half, before: &Tensor<3>, wanted: &[f64]) -> PrefixStatistics {
-    let units = units(block, half, before.clone());
+    let (_, units) = forward_with_units(block, half, before.clone());
     let (k, d_model) = (units.dims()[1], before.dims()[2]);
     let (units, before) = (values(units), values(before.clone()));
     let mut packed = vec![0.0; k * (k + 1) / 2];
@@ -87,8 +64,8 @@ fn a_half_whose_units_are_known_gives_what_it_gives_otherwise() {
         let weights = model.checkpoint.layer(0).expect("a layer");
         let block = Block::new(weights, &config.layers[0], config, &compute);
         for half in [Half::Attention, Half::Mlp] {
-            let finished = block.finish_half(half, before.clone(), units(&block, half, before.clone()));
-            assert_eq!(values(finished), values(block.forward_half(half, before.clone())), "{name}, {half:?}");
+            let (whole, units) = forward_with_units(&block, half, before.clone());
+            assert_eq!(values(block.finish_half(half, before.clone(), units)), values(whole), "{name}, {half:?}");
         }
     }
 }

@@ -10,7 +10,7 @@ pub struct MemoryPlan {
     pub host_bytes: u64,
     /// Most device memory at any time; part of the host's where the device is the host.
     pub device_bytes: u64,
-    /// Most disk space for statistics and the residual stream, beside the output itself.
+    /// Most disk space for statistics, residual streams and what the refit keeps, beside the output itself.
     pub scratch_bytes: u64,
     /// The residual stream of all samples, wherever it is kept.
     pub stream_bytes: u64,
@@ -43,8 +43,9 @@ impl MemoryPlan {
         prefix: bool,
         max_host_bytes: Option<u64>,
     ) -> Self {
-        let stream_bytes = 4 * (work.n_samples * work.seq_len * config.d_model) as u64;
-        let ids = 4 * (work.n_samples * work.seq_len) as u64;
+        // Ids, and every value that a token has anywhere, take four bytes.
+        let bytes_of_tokens = 4 * (work.n_samples * work.seq_len) as u64;
+        let (ids, stream_bytes) = (bytes_of_tokens, bytes_of_tokens * config.d_model as u64);
         let largest = |cost: fn(&ModelConfig, &LayerShape) -> u64| {
             config.layers.iter().map(|shape| cost(config, shape)).max().unwrap_or(0)
         };
@@ -76,7 +77,7 @@ impl MemoryPlan {
         Self {
             host_bytes: if stream_on_disk { without_stream } else { with_stream },
             device_bytes,
-            scratch_bytes: n_layers * statistics + n_stream_files * stream_bytes + ids * units_of_token,
+            scratch_bytes: n_layers * statistics + n_stream_files * stream_bytes + bytes_of_tokens * units_of_token,
             stream_bytes,
             stream_on_disk,
         }

@@ -17,8 +17,8 @@ const PREFIX: &str = "stream-";
 /// Bytes of the checksum behind the elements.
 const SUM_BYTES: u64 = 8;
 
-/// A stream that is read from one file and written to another, so that the input of a layer survives until its output is
-/// complete.
+/// Values of all samples, read from one file and written to another, so that the input of a layer survives until its output is
+/// complete; or, where nothing has to survive, to the same.
 pub(super) struct FileStore {
     input: Option<Mutex<File>>,
     output: Option<(File, PathBuf)>,
