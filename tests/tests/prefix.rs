@@ -70,8 +70,9 @@ fn a_half_whose_units_are_known_gives_what_it_gives_otherwise() {
     }
 }
 
-/// What is wanted behind attention is the stream of the original model, and behind the MLP halfway between that and what the
-/// original MLP makes of the compressed stream. The output of the same plan without the refit is where it begins.
+/// What is wanted behind a half is halfway between the stream of the original model and the compressed one with what the
+/// original half adds: to the original stream if it is attention, to the compressed one if it is the MLP. The output of the
+/// same plan without the refit is where it begins.
 #[test]
 fn the_refit_is_the_one_of_its_definition() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -116,12 +117,14 @@ fn the_refit_is_the_one_of_its_definition() {
                 let mut weights = dense(&begun, layer);
                 let begins = weights.clone();
                 for half in [Half::Attention, Half::Mlp] {
-                    original = whole.forward_half(half, original);
-                    let mut wanted = values(original.clone());
-                    if half == Half::Mlp {
-                        let erroneous = values(whole.forward_half(half, stream.clone()));
-                        wanted.iter_mut().zip(erroneous).for_each(|(y, of_stream)| *y = f64::midpoint(*y, of_stream));
-                    }
+                    let behind = whole.forward_half(half, original.clone());
+                    let erroneous = match half {
+                        Half::Attention => stream.clone() + (behind.clone() - original),
+                        Half::Mlp => whole.forward_half(half, stream.clone()),
+                    };
+                    original = behind;
+                    let pairs = values(original.clone()).into_iter().zip(values(erroneous));
+                    let wanted: Vec<f64> = pairs.map(|(y, of_stream)| f64::midpoint(y, of_stream)).collect();
                     let map = if half == Half::Attention { &weights.output } else { &weights.down };
                     let ridge = TOKENS_PER_UNIT * map.weight.rows as f64 / ids.len() as f64;
                     if half == Half::Attention || maps == PrefixRefit::All {

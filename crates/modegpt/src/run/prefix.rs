@@ -3,9 +3,15 @@
 //!
 //! Two streams could be wanted behind a half. That of the original model draws errors of earlier layers back; but an
 //! erroneous stream does not tell all of the right one, and least squares shrink what they cannot predict, every layer a
-//! little more. What the original half makes of the erroneous stream draws nothing back, and shrinks nothing. Behind the MLP
-//! halfway between is far better than either. Behind attention it would gain little over the original stream for the time
-//! that it takes (tests/results/README.md, "What mode best gains").
+//! little more. What the original half makes of the erroneous stream draws nothing back, and shrinks nothing. Halfway between
+//! is far better than either (tests/results/README.md, "What mode best gains"):
+//!
+//! ```text
+//! behind the MLP      ½ y + ½ (x̂ + mlp(x̂))
+//! behind attention    ½ y + ½ (x̂ + y - x)        x, x̂ before, y behind the half; hats: the compressed model's
+//! ```
+//!
+//! Attention adds to `x` nearly what it adds to `x̂`, and that is known already; the MLP does not.
 
 use std::path::PathBuf;
 
@@ -22,7 +28,7 @@ use super::kept_stream::{KeptStream, tensor};
 use super::scratch::FileStore;
 use super::{CalibrationRun, RunError};
 
-/// How far what is wanted behind the MLP lies towards the original stream, from what the original MLP makes of the erroneous
+/// How far what is wanted behind a half lies towards the original stream, from what the original half makes of the erroneous
 /// one.
 const DRAWN_BACK: f32 = 0.5;
 
@@ -35,7 +41,8 @@ pub(super) struct Refitted {
     pub(super) down_attempts: u32,
 }
 
-/// Both streams at the input of the next layer.
+/// Both streams at the input of the next layer. That of the original model, which passes each layer once, is read and written
+/// where it is kept: the refit holds no more streams in memory than calibration does.
 pub(super) struct Prefix<'a> {
     run: &'a CalibrationRun<'a>,
     original: KeptStream<'a>,
@@ -54,8 +61,8 @@ impl<'a> Prefix<'a> {
         layer: usize,
     ) -> Result<Option<Self>, RunError> {
         let [original, compressed] = places(folder);
-        let original = KeptStream::resume(run, &original, layer)?;
-        let compressed = KeptStream::resume(run, &compressed, layer)?;
+        let original = KeptStream::resume(run, &original, layer, true)?;
+        let compressed = KeptStream::resume(run, &compressed, layer, run.memory_plan(true).stream_on_disk)?;
         let Some((original, compressed)) = original.zip(compressed) else { return Ok(None) };
         Ok(Some(Self { run, original, compressed, units: units_file(run, folder)? }))
     }
@@ -65,8 +72,8 @@ impl<'a> Prefix<'a> {
         let [original, compressed] = places(folder);
         Ok(Self {
             run,
-            original: KeptStream::embed(run, original).await?,
-            compressed: KeptStream::embed(run, compressed).await?,
+            original: KeptStream::embed(run, original, true).await?,
+            compressed: KeptStream::embed(run, compressed, run.memory_plan(true).stream_on_disk).await?,
             units: units_file(run, folder)?,
         })
     }
@@ -116,9 +123,9 @@ impl<'a> Prefix<'a> {
         compressed: &Block,
         k: usize,
     ) -> Result<PrefixStatistics, RunError> {
-        let of_batch = |x: Tensor<3>, original: Tensor<3>| {
-            let (_, units) = forward_with_units(compressed, Half::Attention, x);
-            (original, units)
+        let of_batch = |x: Tensor<3>, [before, behind]: [Tensor<3>; 2]| {
+            let (_, units) = forward_with_units(compressed, Half::Attention, x.clone());
+            (behind + (x - before) * (1.0 - DRAWN_BACK), units)
         };
         self.observe(layer, Half::Attention, original, of_batch, k).await
     }
@@ -131,10 +138,10 @@ impl<'a> Prefix<'a> {
         units: &[usize],
     ) -> Result<PrefixStatistics, RunError> {
         let places: Vec<i32> = units.iter().map(|&unit| unit as i32).collect();
-        let of_batch = |x: Tensor<3>, drawn_back: Tensor<3>| {
+        let of_batch = |x: Tensor<3>, [_, behind]: [Tensor<3>; 2]| {
             let (erroneous, hidden) = forward_with_units(original, Half::Mlp, x);
             let places = Tensor::<1, Int>::from_data(places.as_slice(), &hidden.device());
-            (drawn_back * DRAWN_BACK + erroneous * (1.0 - DRAWN_BACK), hidden.select(1, places))
+            (behind * DRAWN_BACK + erroneous * (1.0 - DRAWN_BACK), hidden.select(1, places))
         };
         self.observe(layer, Half::Mlp, original, of_batch, units.len()).await
     }
@@ -142,14 +149,14 @@ impl<'a> Prefix<'a> {
     /// Carries the original stream through a half of `layer`, and observes what the last map of that half of the compressed
     /// layer is to make of the compressed stream.
     ///
-    /// `of_batch` of the compressed stream before the half and the original one behind it: the stream that is wanted, and the
-    /// `k` units of the compressed half.
+    /// `of_batch` of the compressed stream before the half and the original one before and behind it: the stream that is
+    /// wanted, and the `k` units of the compressed half.
     async fn observe(
         &mut self,
         layer: usize,
         half: Half,
         original: &Block,
-        of_batch: impl Fn(Tensor<3>, Tensor<3>) -> (Tensor<3>, Tensor<2>),
+        of_batch: impl Fn(Tensor<3>, [Tensor<3>; 2]) -> (Tensor<3>, Tensor<2>),
         k: usize,
     ) -> Result<PrefixStatistics, RunError> {
         let (run, at) = (self.run, |source| at_layer(layer, source));
@@ -157,11 +164,12 @@ impl<'a> Prefix<'a> {
         let inputs = self.compressed.look(layer, half)?;
         let mut stream = self.original.open(layer, half)?;
         for samples in stream.batches() {
-            let after = original.forward_half(half, tensor(run.compute, &stream, &samples).map_err(at)?);
-            let values = run.compute.read(after.clone()).await.map_err(at)?;
+            let before = tensor(run.compute, &stream, &samples).map_err(at)?;
+            let behind = original.forward_half(half, before.clone());
+            let values = run.compute.read(behind.clone()).await.map_err(at)?;
             check_finite(&values).map_err(at)?;
             let input = tensor(run.compute, &inputs, &samples).map_err(at)?;
-            let (wanted, units) = of_batch(input.clone(), after);
+            let (wanted, units) = of_batch(input.clone(), [before, behind]);
             if let Some(kept) = &mut self.units {
                 let values = run.compute.read(units.clone()).await.map_err(at)?;
                 kept.write(samples.start * run.calibration.windows.seq_len * k, &values).map_err(|e| at(e.into()))?;
