@@ -10,10 +10,9 @@ use modegpt::calibration::{Collect, GramPath};
 use modegpt::checkpoint::MemorySource;
 use modegpt::compress::{ErrorUnit, Methods, Mode, Plan, PrefixRefit, Target};
 use modegpt::evaluation::{SamplerOptions, Stop};
-use modegpt::in_memory::{self, InMemoryError, Observation, Output, SparsityRequest};
+use modegpt::in_memory::{self, InMemoryError, Observation, Observed, Output, SparsityRequest};
 use modegpt::model_runtime::Compute;
 use modegpt::run::{CalibrationRun, CompressionOptions, PlanSource};
-use modegpt::statistics::LayerStatistics;
 use modegpt::{AllocationChoice, Calibration, Model, PlanRequest, Silent, write};
 use modegpt_tests::{open, stories};
 
@@ -21,18 +20,28 @@ fn request(sparsity: f64, mode: Mode) -> PlanRequest {
     PlanRequest::new(Target::Sparsity(sparsity), mode)
 }
 
-fn plan(model: &Model, seen: &[LayerStatistics], request: &PlanRequest) -> Result<Plan, InMemoryError> {
+fn plan(model: &Model, seen: &Observed, request: &PlanRequest) -> Result<Plan, InMemoryError> {
     let curves = in_memory::curves(model, seen, request, &Silent)?;
     in_memory::plan(model, seen, curves, request)
 }
 
-fn observe(model: &Model, calibration: &Calibration, collect: Collect) -> Result<Vec<LayerStatistics>, InMemoryError> {
+fn observe(model: &Model, calibration: &Calibration, collect: Collect) -> Result<Observed, InMemoryError> {
+    observe_with_gradients(model, calibration, collect, None)
+}
+
+fn observe_with_gradients(
+    model: &Model,
+    calibration: &Calibration,
+    collect: Collect,
+    gradient_tokens: Option<usize>,
+) -> Result<Observed, InMemoryError> {
     let observation = Observation {
         model,
         calibration,
         compute: &Compute::host(),
         gram_path: GramPath::Host,
         collect,
+        gradient_tokens,
         batch_tokens: 1024,
         reporter: &Silent,
     };
@@ -43,11 +52,16 @@ fn compress_to_folder(model: &Model, calibration: &Calibration, request: PlanReq
     let compute = Compute::host();
     let run = CalibrationRun {
         collect: request.collect(),
+        gradient_tokens: gradient_tokens(&request),
         batch_tokens: 1024,
         ..CalibrationRun::new(model, calibration, &compute, GramPath::Host)
     };
     let options = CompressionOptions::new(PlanSource::Make(request));
     pollster::block_on(modegpt::run::compress(&run, &options, target)).expect("compresses");
+}
+
+fn gradient_tokens(request: &PlanRequest) -> Option<usize> {
+    (request.unit == ErrorUnit::Nats).then_some(256)
 }
 
 fn files_in(folder: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -64,13 +78,17 @@ fn files_in(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 fn files_are_those_of_a_run_over_a_file_system() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let models = ["opt-tiny-stories", "stories260k", "gpt2-tiny-stories"];
-    for (name, mode) in models.into_iter().flat_map(|name| [(name, Mode::Paper), (name, Mode::Best)]) {
+    let of_modules = models.into_iter().flat_map(|name| [(name, Mode::Paper), (name, Mode::Best)]);
+    let others = [Mode::Svd, Mode::Fwsvd, Mode::Asvd, Mode::SvdLlm, Mode::Sliced].map(|mode| ("stories260k", mode));
+    for (name, mode) in of_modules.chain(others).chain([("opt-tiny-stories", Mode::Fwsvd)]) {
         let (model, request) = (open(name), request(0.3, mode));
         let calibration = stories(&model, 8, 128);
         let target = folder.path().join(format!("{name}-{mode:?}"));
         compress_to_folder(&model, &calibration, request, &target);
 
-        let seen = observe(&model, &calibration, request.collect()).expect("observes");
+        let seen = observe_with_gradients(&model, &calibration, request.collect(), gradient_tokens(&request));
+        let seen = seen.expect("observes");
+        assert!(seen.serves(mode));
         let plan = plan(&model, &seen, &request).expect("reachable");
         let mut n_layers = 0;
         let dtype = model.checkpoint.dtype();
@@ -149,18 +167,24 @@ fn what_the_output_refuses_ends_the_work() {
 }
 
 #[test]
-fn what_takes_a_file_system_is_refused() {
+fn what_was_not_observed_or_takes_a_file_system_is_refused() {
     let model = open("opt-tiny-stories");
     let calibration = stories(&model, 2, 32);
     let best = request(0.1, Mode::Best);
     let seen = observe(&model, &calibration, best.collect()).expect("observes");
     let nats = PlanRequest { unit: ErrorUnit::Nats, ..best };
     let prefix = PlanRequest { methods: Methods { prefix: PrefixRefit::All, ..best.methods }, ..best };
+    let served: Vec<_> = Mode::ALL.into_iter().filter(|mode| seen.serves(*mode)).collect();
+    assert_eq!(served, [Mode::Paper, Mode::Best]);
     let honest = plan(&model, &seen, &best).expect("reachable");
     let dtype = model.checkpoint.dtype();
-    for (request, named) in [(nats, "gradients"), (prefix, "compressed prefix")] {
+    let told = [
+        (nats, "gradients of the loss are needed, and none were computed: observe the model with them"),
+        (prefix, "a refit on the compressed prefix cannot be done in memory alone: use the command line"),
+    ];
+    for (request, expected) in told {
         let message = plan(&model, &seen, &request).expect_err("a run").to_string();
-        assert!(message.contains(named) && message.contains("in memory"), "{message}");
+        assert_eq!(message, expected);
         let edited = Plan { unit: request.unit, methods: request.methods, ..honest.clone() };
         let mut files = BTreeMap::new();
         in_memory::compress(&model, &calibration, &seen, &edited, dtype, &mut files, |_| {}).expect_err("a run");

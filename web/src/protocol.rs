@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 
 use modegpt::architecture::{Activation, Family, MlpKind, Norm, NormPlacement, WeightProvider};
 use modegpt::checkpoint::{Checkpoint, total_params};
-use modegpt::compress::Rounding;
+use modegpt::compress::{Mode, Rounding};
+use modegpt::in_memory::Observed;
+use modegpt::statistics::LayerStatistics;
 use modegpt::text_tools::Strategy;
-use modegpt::{CalibrationOptions, EvaluationOptions};
+use modegpt::{Calibration, CalibrationOptions, EvaluationOptions};
 use serde::{Deserialize, Serialize};
 
 /// What a model is.
@@ -168,6 +170,8 @@ pub struct CalibrationRequest {
     pub seed: u64,
     /// Tokens computed at once.
     pub batch_tokens: usize,
+    /// Learn what this mode needs; modes paper and best can be planned afterwards in any case.
+    pub mode: Mode,
 }
 
 impl From<CalibrationRequest> for CalibrationOptions {
@@ -229,8 +233,24 @@ pub struct StatisticsSummary {
     pub seq_len: usize,
     /// SHA-256 of their ids.
     pub token_hash: String,
+    /// The modes that can be planned by it.
+    pub modes: Vec<Mode>,
     /// `1 - mean cos` between input and output of every block.
     pub block_influence: Vec<f64>,
+}
+
+impl StatisticsSummary {
+    /// The summary of what was observed on the samples of `calibration`.
+    pub fn of(calibration: &Calibration, seen: &Observed) -> Self {
+        let windows = &calibration.windows;
+        Self {
+            samples: windows.n,
+            seq_len: windows.seq_len,
+            token_hash: calibration.token_hash.clone(),
+            modes: Mode::ALL.into_iter().filter(|mode| seen.serves(*mode)).collect(),
+            block_influence: seen.statistics.iter().map(LayerStatistics::block_influence).collect(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -243,9 +263,8 @@ mod tests {
     use modegpt::checkpoint::MemorySource;
     use modegpt::in_memory::{self, Observation, SparsityRequest};
     use modegpt::model_runtime::Compute;
-    use modegpt::statistics::LayerStatistics;
     use modegpt::text_tools::Corpus;
-    use modegpt::{Calibration, Model, Silent, activation_spectra, evaluate, weight_spectra};
+    use modegpt::{Model, Silent, activation_spectra, evaluate, weight_spectra};
     use serde_json::{Value, json};
 
     use super::*;
@@ -265,44 +284,47 @@ mod tests {
     fn everything() -> Value {
         let (model, compute) = (model(), Compute::host());
         let corpus = [Corpus::from_plain("text", &"Lily had a cat. ".repeat(40)).expect("text")];
-        let request = CalibrationRequest { samples: 2, seq_len: 32, seed: 0, batch_tokens: 64 };
+        let request = CalibrationRequest { samples: 2, seq_len: 32, seed: 0, batch_tokens: 64, mode: Mode::Best };
         let calibration = Calibration::draw(&model, &corpus, request.into()).expect("enough text");
         let observation = Observation {
             model: &model,
             calibration: &calibration,
             compute: &compute,
             gram_path: GramPath::Host,
-            collect: Collect { logits: true, ..Collect::default() },
+            collect: Collect { logits: true, inputs: true, magnitudes: false },
+            gradient_tokens: None,
             batch_tokens: request.batch_tokens,
             reporter: &Silent,
         };
         let seen = pollster::block_on(observation.run()).expect("observes");
-        let request: SparsityRequest = serde_json::from_str(r#"{"sparsity": 0.2, "mode": "best"}"#).expect("a request");
-        let request = request.into();
-        let curves = in_memory::curves(&model, &seen, &request, &Silent).expect("curves");
-        let plan = in_memory::plan(&model, &seen, curves, &request).expect("a plan");
-        let dtype = model.checkpoint.dtype();
-        let mut files = BTreeMap::new();
-        let report = in_memory::compress(&model, &calibration, &seen, &plan, dtype, &mut files, |_| {});
+        let compress = |request: &str| {
+            let request = serde_json::from_str::<SparsityRequest>(request).expect("a request").into();
+            let curves = in_memory::curves(&model, &seen, &request, &Silent).expect("curves");
+            let plan = in_memory::plan(&model, &seen, curves, &request).expect("a plan");
+            let dtype = model.checkpoint.dtype();
+            let mut files = BTreeMap::new();
+            let report = in_memory::compress(&model, &calibration, &seen, &plan, dtype, &mut files, |_| {});
+            (plan, report.expect("compresses"))
+        };
+        let (plan, report) = compress(r#"{"sparsity": 0.2, "mode": "best"}"#);
+        let of_maps = compress(r#"{"sparsity": 0.4, "mode": "svd-llm"}"#);
         let options = EvaluationRequest { seq_len: 32, max_windows: Some(2), batch_tokens: 64 };
         let score = pollster::block_on(evaluate(&model, &corpus, options.into(), &compute, &Silent)).expect("scores");
         let config = model.config();
         let weights = model.checkpoint.layer(0).expect("a layer");
         let dense = weights.clone().into_dense().expect("dense maps");
-        let activations = activation_spectra(config, &config.layers[0], &dense, &seen[0], 1e-3).expect("spectra");
+        let activations =
+            activation_spectra(config, &config.layers[0], &dense, &seen.statistics[0], 1e-3).expect("spectra");
         json!({
             "summary": Summary::of(&model.checkpoint),
             "spans": Span::of(&model.checkpoint, Some(0)),
             "spectra": weight_spectra(config, &weights).expect("finite"),
-            "statistics": StatisticsSummary {
-                samples: 2,
-                seq_len: 32,
-                token_hash: calibration.token_hash.clone(),
-                block_influence: seen.iter().map(LayerStatistics::block_influence).collect(),
-            },
+            "statistics": StatisticsSummary::of(&calibration, &seen),
             "activations": activations,
             "plan": plan,
-            "report": report.expect("compresses"),
+            "report": report,
+            "planOfMaps": of_maps.0,
+            "reportOfMaps": of_maps.1,
             "evaluation": score,
             "written": WriteResult { text: String::new(), n_tokens: 0 },
         })
@@ -388,7 +410,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_of_a_request_are_refused() {
-        let text = r#"{"samples": 1, "seqLen": 2, "seed": 0, "batchTokens": 3, "speed": 4}"#;
+        let text = r#"{"samples": 1, "seqLen": 2, "seed": 0, "batchTokens": 3, "mode": "best", "speed": 4}"#;
         let error = serde_json::from_str::<CalibrationRequest>(text).expect_err("unknown");
         assert!(error.to_string().contains("speed"));
     }

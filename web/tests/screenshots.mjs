@@ -29,6 +29,7 @@ const VIEWS = {
   explore: '#/explore?device=cpu&matrix=down&layer=1',
   limits: '#/explore?device=cpu&memory=70&matrix=up&layer=2',
   compress: '#/compress?device=cpu&sparsity=0.3',
+  maps: '#/compress?device=cpu&mode=fwsvd&sparsity=0.4',
 }
 const ACTIONS = {
   async limits(page) {
@@ -46,6 +47,10 @@ const ACTIONS = {
     await page.getByRole('slider', { name: 'Layer 1, MLP: width that stays' }).press('PageDown')
     await page.getByText('of what the solver would lose').waitFor()
     await page.waitForTimeout(500)
+  },
+  async maps(page) {
+    await page.locator('button.primary:not(:disabled)').click({ timeout: 120_000 })
+    await page.locator('.result:not(:has-text("…"))').waitFor({ timeout: 240_000 })
   },
 }
 /** What a picture begins with, and its height. */

@@ -11,7 +11,7 @@ use modegpt::run::{
     compress,
 };
 use modegpt::statistics::RowFisher;
-use modegpt::{Calibration, Model, Reporter};
+use modegpt::{Calibration, GRADIENT_TOKENS, Model, Reporter};
 use serde::Serialize;
 
 use crate::args::{CalibrationArgs, CompressArgs, PrefixName};
@@ -217,9 +217,6 @@ pub(crate) fn run_of<'a>(
         None => run,
     })
 }
-
-/// Tokens of the backward pass where a mode needs gradients and nothing else is said.
-const GRADIENT_TOKENS: usize = 2048;
 
 /// With the Fisher information of rows, if that is `needed`, and gradients over the usual number of tokens if it was asked
 /// for without any.

@@ -39,6 +39,10 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// All modes.
+    pub const ALL: [Self; 7] =
+        [Self::Paper, Self::Best, Self::Svd, Self::Fwsvd, Self::Asvd, Self::SvdLlm, Self::Sliced];
+
     /// The methods of this mode.
     pub fn methods(self) -> Methods {
         match self {

@@ -48,6 +48,17 @@ pub enum Stage {
     Backward,
 }
 
+impl Stage {
+    /// What to call it while it lasts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "gradients: forward",
+            Self::Loss => "gradients: loss",
+            Self::Backward => "gradients: backward",
+        }
+    }
+}
+
 /// Forward, loss, and backward through every layer.
 ///
 /// `each` is given the gradients of the layers, from last to first. `progress` is told the stage, what is done of it and

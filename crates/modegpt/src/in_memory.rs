@@ -14,13 +14,15 @@ use modegpt_architecture::{DType, WeightError, WeightProvider};
 use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer};
 use modegpt_checkpoint::{LoadError, SaveError, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    Curves, ErrorUnit, Layer, LayerReport, Methods, Mode, ModelSummary, Orders, Plan, PrefixRefit, Report, Ridges,
-    Rounding, Target, compress_layer,
+    Curves, ErrorUnit, Layer, LayerReport, Methods, Mode, ModelSummary, Orders, Plan, Report, Ridges, Rounding, Target,
+    compress_layer,
 };
+use modegpt_gradient::{GradientError, GradientOptions, Samples, Stage, Tape, collect_gradients};
 use modegpt_model::{Compute, ComputeError, ResidualStream};
-use modegpt_statistics::LayerStatistics;
+use modegpt_statistics::{LayerGradients, LayerStatistics, RowFisher};
 use serde::Deserialize;
 
+use crate::gradient_samples::{LABELS, LONGEST_SAMPLE, gradient_samples};
 use crate::plan_request::Survey;
 use crate::{AllocationChoice, Calibration, Model, PlanRequest, Reporter, hf_folder, plan_request};
 
@@ -43,6 +45,12 @@ pub enum InMemoryError {
         /// Layers observed.
         found: usize,
     },
+    /// A plan weighs errors with gradients, or maps with Fisher information, which was not observed.
+    #[error("gradients of the loss are needed, and {found}: observe the model with them")]
+    NoGradients {
+        /// What there is instead.
+        found: &'static str,
+    },
     /// What is asked for takes a run over a file system.
     #[error("{0} cannot be done in memory alone: use the command line")]
     NotInMemory(&'static str),
@@ -58,6 +66,9 @@ pub enum InMemoryError {
     /// The forward pass.
     #[error(transparent)]
     Calibration(#[from] CalibrationError),
+    /// The backward pass.
+    #[error(transparent)]
+    Gradient(#[from] GradientError),
     /// Planning or decomposition.
     #[error(transparent)]
     Compress(#[from] modegpt_compress::Error),
@@ -78,18 +89,53 @@ pub struct Observation<'a> {
     pub gram_path: GramPath,
     /// What is collected beside the usual.
     pub collect: Collect,
+    /// Gradients over about so many of the tokens, with the Fisher information of the rows of every map.
+    pub gradient_tokens: Option<usize>,
     /// Tokens computed at once.
     pub batch_tokens: usize,
     /// Hears of progress, in samples times layers.
     pub reporter: &'a dyn Reporter,
 }
 
-impl Observation<'_> {
+/// What was learnt of a model.
+#[derive(Clone, Debug)]
+pub struct Observed {
     /// Statistics of every layer, in order.
+    pub statistics: Vec<LayerStatistics>,
+    /// What was collected in them beside the usual.
+    pub collect: Collect,
+    /// Gradients of the loss at every layer, in order, if they were asked for.
+    pub gradients: Option<Vec<LayerGradients>>,
+}
+
+impl Observed {
+    /// Whether a plan of `mode`, as that mode usually is, can be made and applied.
+    pub fn serves(&self, mode: Mode) -> bool {
+        let needed = PlanRequest::new(Target::Sparsity(0.0), mode);
+        let Collect { logits, inputs, magnitudes } = needed.collect();
+        let has = self.collect;
+        let is_collected = [(logits, has.logits), (inputs, has.inputs), (magnitudes, has.magnitudes)]
+            .iter()
+            .all(|(needed, has)| needed <= has);
+        is_collected && (needed.unit != ErrorUnit::Nats || self.gradients.is_some())
+    }
+}
+
+impl Observation<'_> {
+    /// Observes every layer.
     ///
     /// # Errors
     /// [`InMemoryError`] if a sample does not fit the model, weights cannot be read, or the device fails.
-    pub async fn run(&self) -> Result<Vec<LayerStatistics>, InMemoryError> {
+    pub async fn run(&self) -> Result<Observed, InMemoryError> {
+        let statistics = self.statistics().await?;
+        let gradients = match self.gradient_tokens {
+            Some(n_tokens) => Some(self.gradients(n_tokens).await?),
+            None => None,
+        };
+        Ok(Observed { statistics, collect: self.collect, gradients })
+    }
+
+    async fn statistics(&self) -> Result<Vec<LayerStatistics>, InMemoryError> {
         let (config, windows) = (self.model.config(), &self.calibration.windows);
         if windows.seq_len > config.max_positions {
             return Err(InMemoryError::SampleTooLong { found: windows.seq_len, most: config.max_positions });
@@ -107,6 +153,36 @@ impl Observation<'_> {
             layers.push(observe_layer(weights, layer, &mut stream, observing, self.compute, progress).await?);
         }
         self.reporter.end();
+        Ok(layers)
+    }
+
+    /// A backward pass over the beginnings of samples.
+    async fn gradients(&self, n_tokens: usize) -> Result<Vec<LayerGradients>, InMemoryError> {
+        let weights = &self.model.checkpoint;
+        let windows = gradient_samples(self.calibration, n_tokens).windows;
+        let batch = (self.batch_tokens.min(LONGEST_SAMPLE) / windows.seq_len).clamp(1, windows.n);
+        let mut tape = Tape::in_memory(self.model.config(), windows.n, windows.seq_len, batch);
+        let samples = Samples { ids: &windows.ids, counted: None };
+        let options = GradientOptions { labels: LABELS, row_fisher: Some(RowFisher::PerExample) };
+        let mut told = None;
+        let progress = |stage: Stage, done: usize, all: usize| {
+            if told != Some(stage) {
+                if told.replace(stage).is_some() {
+                    self.reporter.end();
+                }
+                self.reporter.begin(stage.name(), all as u64);
+            }
+            self.reporter.advance(done as u64);
+        };
+        let mut layers = Vec::with_capacity(self.model.config().layers.len());
+        let each = |_, gradients| {
+            layers.push(gradients);
+            Ok::<_, InMemoryError>(())
+        };
+        collect_gradients(weights, &samples, &options, &mut tape, self.compute, progress, each).await?;
+        self.reporter.end();
+        // They came from last to first.
+        layers.reverse();
         Ok(layers)
     }
 }
@@ -150,19 +226,20 @@ impl From<SparsityRequest> for PlanRequest {
 /// decomposed, or a statistic that the methods need was not collected.
 pub fn curves(
     model: &Model,
-    statistics: &[LayerStatistics],
+    seen: &Observed,
     request: &PlanRequest,
     reporter: &dyn Reporter,
 ) -> Result<Option<Curves>, InMemoryError> {
-    check_layers(model, statistics)?;
-    check_needs(request.unit, request.methods)?;
+    check_layers(model, &seen.statistics)?;
+    check_needs(seen, request.unit, request.methods)?;
     if request.allocation != AllocationChoice::ErrorCurves {
         return Ok(None);
     }
-    let mut surveys = Vec::with_capacity(statistics.len());
-    reporter.begin("survey", statistics.len() as u64);
-    for index in 0..statistics.len() {
-        surveys.push(with_layer(model, statistics, index, |layer| request.survey(layer))?);
+    let n_layers = seen.statistics.len();
+    let mut surveys = Vec::with_capacity(n_layers);
+    reporter.begin("survey", n_layers as u64);
+    for index in 0..n_layers {
+        surveys.push(with_layer(model, seen, request.unit, index, |layer| request.survey(layer))?);
         reporter.advance(index as u64 + 1);
     }
     reporter.end();
@@ -176,13 +253,13 @@ pub fn curves(
 /// be met, or curves are missing.
 pub fn plan(
     model: &Model,
-    statistics: &[LayerStatistics],
+    seen: &Observed,
     curves: Option<Curves>,
     request: &PlanRequest,
 ) -> Result<Plan, InMemoryError> {
-    check_layers(model, statistics)?;
-    check_needs(request.unit, request.methods)?;
-    let influences: Vec<f64> = statistics.iter().map(LayerStatistics::block_influence).collect();
+    check_layers(model, &seen.statistics)?;
+    check_needs(seen, request.unit, request.methods)?;
+    let influences: Vec<f64> = seen.statistics.iter().map(LayerStatistics::block_influence).collect();
     Ok(plan_request::make_plan(model, &influences, curves, request, model.checkpoint.dtype())?)
 }
 
@@ -224,7 +301,7 @@ impl Write for FileOf<'_> {
 
 /// Applies a plan; what a folder on disk would hold goes to `output`. Gives what it cost, layer by layer.
 ///
-/// - `calibration`: what the statistics were collected on, named in the model card
+/// - `calibration`: what was observed, named in the model card
 /// - `dtype`: element type of the output
 /// - `output`: after an error it holds a part of a model, which is of no use
 /// - `progress`: is given every layer's report when the layer is done
@@ -235,22 +312,22 @@ impl Write for FileOf<'_> {
 pub fn compress(
     model: &Model,
     calibration: &Calibration,
-    statistics: &[LayerStatistics],
+    seen: &Observed,
     plan: &Plan,
     dtype: DType,
     output: &mut dyn Output,
     mut progress: impl FnMut(&LayerReport),
 ) -> Result<Report, InMemoryError> {
-    check_layers(model, statistics)?;
+    check_layers(model, &seen.statistics)?;
     let config = model.config();
     plan.check_model(config, model.fingerprint())?;
-    check_needs(plan.unit, plan.methods)?;
+    check_needs(seen, plan.unit, plan.methods)?;
     let n_layers = config.layers.len();
     write_file(output, &shard_name(0, n_layers), |file| write_outer(&model.checkpoint, dtype, file))?;
     let mut compressed_config = config.clone();
     let mut reports = Vec::with_capacity(n_layers);
     for (index, layer_plan) in plan.layers.iter().enumerate() {
-        let layer = with_layer(model, statistics, index, |layer| {
+        let layer = with_layer(model, seen, plan.unit, index, |layer| {
             compress_layer(layer, layer_plan, plan.methods, plan.ridges, &Orders::default())
         })?;
         write_file(output, &shard_name(index + 1, n_layers), |file| {
@@ -291,24 +368,28 @@ fn write_file(
 /// Lets `work` see everything about a layer.
 fn with_layer<T>(
     model: &Model,
-    statistics: &[LayerStatistics],
+    seen: &Observed,
+    unit: ErrorUnit,
     index: usize,
     work: impl FnOnce(&Layer<'_>) -> Result<T, modegpt_compress::Error>,
 ) -> Result<T, InMemoryError> {
     let config = model.config();
     let weights = model.checkpoint.layer(index)?.into_dense().map_err(WeightError::from)?;
-    let (shape, statistics) = (&config.layers[index], &statistics[index]);
-    Ok(work(&Layer { config, index, weights: &weights, shape, statistics, gradients: None })?)
+    let (shape, statistics) = (&config.layers[index], &seen.statistics[index]);
+    let gradients = seen.gradients.as_ref().filter(|_| unit == ErrorUnit::Nats).map(|layers| &layers[index]);
+    Ok(work(&Layer { config, index, weights: &weights, shape, statistics, gradients })?)
 }
 
-fn check_needs(unit: ErrorUnit, methods: Methods) -> Result<(), InMemoryError> {
-    match (unit, methods.prefix) {
-        (ErrorUnit::Nats, _) => Err(InMemoryError::NotInMemory("weighing errors with gradients")),
-        (_, PrefixRefit::Output | PrefixRefit::All) => {
-            Err(InMemoryError::NotInMemory("a refit on the compressed prefix"))
-        }
-        (ErrorUnit::ResidualEnergy | ErrorUnit::MapEnergy, PrefixRefit::None) => Ok(()),
+fn check_needs(seen: &Observed, unit: ErrorUnit, methods: Methods) -> Result<(), InMemoryError> {
+    if methods.prefix.is_any() {
+        return Err(InMemoryError::NotInMemory("a refit on the compressed prefix"));
     }
+    let found = match &seen.gradients {
+        None => "none were computed",
+        Some(layers) if layers.len() != seen.statistics.len() => "those there are belong to another model",
+        Some(_) => return Ok(()),
+    };
+    if unit == ErrorUnit::Nats { Err(InMemoryError::NoGradients { found }) } else { Ok(()) }
 }
 
 fn check_layers(model: &Model, statistics: &[LayerStatistics]) -> Result<(), InMemoryError> {

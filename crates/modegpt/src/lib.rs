@@ -13,6 +13,7 @@
 
 mod activations;
 mod evaluate;
+mod gradient_samples;
 mod hf_folder;
 pub mod in_memory;
 mod model;
@@ -29,6 +30,7 @@ pub use activations::{ActivationSpectra, DownErrors, activation_spectra};
 pub use evaluate::{
     Comparison, Evaluation, EvaluationError, EvaluationOptions, evaluate, evaluate_against, evaluation_token_hash,
 };
+pub use gradient_samples::GRADIENT_TOKENS;
 pub use model::{Model, ModelError};
 pub use multiple_choice::{Answer, EncodedTask, TaskProtocol, TaskScore, answer_task};
 pub use plan_request::{AllocationChoice, PlanRequest};
@@ -42,7 +44,6 @@ pub use modegpt_calibration as calibration;
 pub use modegpt_checkpoint as checkpoint;
 pub use modegpt_compress as compress;
 pub use modegpt_evaluation as evaluation;
-#[cfg(not(target_family = "wasm"))]
 pub use modegpt_gradient as gradient;
 pub use modegpt_linalg as linalg;
 pub use modegpt_model as model_runtime;

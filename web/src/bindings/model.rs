@@ -5,12 +5,13 @@ use std::cell::{Cell, RefCell};
 use js_sys::Function;
 use modegpt::architecture::WeightProvider;
 use modegpt::calibration::Collect;
-use modegpt::compress::{Curves, LayerReport, Methods, Plan, Ridges, Rounding};
+use modegpt::compress::{Curves, LayerReport, Methods, Plan, Ridges, Rounding, Target};
 use modegpt::evaluation::SamplerOptions;
-use modegpt::in_memory::{self, Observation, SparsityRequest};
-use modegpt::statistics::LayerStatistics;
+use modegpt::in_memory::{self, Observation, Observed, SparsityRequest};
 use modegpt::text_tools::Corpus;
-use modegpt::{AllocationChoice, Calibration, PlanRequest, Reporter, Silent, activation_spectra, evaluate, write};
+use modegpt::{
+    AllocationChoice, Calibration, GRADIENT_TOKENS, PlanRequest, Reporter, Silent, activation_spectra, evaluate, write,
+};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::archive::{Archive, Archived};
@@ -28,7 +29,7 @@ pub struct Model {
 #[wasm_bindgen]
 pub struct Statistics {
     calibration: Calibration,
-    layers: Vec<LayerStatistics>,
+    seen: Observed,
     /// Error curves do not depend on the sparsity: those made last, and what for.
     curves: RefCell<Option<(CurvesKey, Curves)>>,
 }
@@ -65,7 +66,7 @@ impl Model {
     /// That there is no such layer, or a factorisation failed.
     #[wasm_bindgen(js_name = activationSpectra)]
     pub fn activation_spectra(&self, layer: usize, statistics: &Statistics, ridge: f64) -> Result<String, String> {
-        let seen = statistics.layers.get(layer).ok_or_else(|| format!("layer {layer} was not observed"))?;
+        let seen = statistics.seen.statistics.get(layer).ok_or_else(|| format!("layer {layer} was not observed"))?;
         let config = self.model.config();
         let shape = config.layers.get(layer).ok_or_else(|| format!("there is no layer {layer}"))?;
         let weights = self.model.checkpoint.layer(layer).map_err(sentence)?.into_dense().map_err(sentence)?;
@@ -87,18 +88,21 @@ impl Model {
         let request: CalibrationRequest = from_json(&request)?;
         let corpus = Corpus::from_plain("calibration text", &text).map_err(sentence)?;
         let calibration = Calibration::draw(&self.model, &[corpus], request.into()).map_err(sentence)?;
+        let needed = PlanRequest::new(Target::Sparsity(0.0), request.mode);
+        let inputs = needed.methods.needs_inputs();
         let observation = Observation {
             model: &self.model,
             calibration: &calibration,
             compute: &device.compute,
             gram_path: device.gram_path,
-            // Which mode will be planned is not known yet.
-            collect: Collect { logits: true, ..Collect::default() },
+            // Which of the modes that need much the same will be planned is not known yet.
+            collect: Collect { logits: true, inputs, magnitudes: inputs },
+            gradient_tokens: needed.methods.needs_row_fisher().then_some(GRADIENT_TOKENS),
             batch_tokens: request.batch_tokens,
             reporter: &Listener::new(on_progress),
         };
-        let layers = observation.run().await.map_err(sentence)?;
-        Ok(Statistics { calibration, layers, curves: RefCell::default() })
+        let seen = observation.run().await.map_err(sentence)?;
+        Ok(Statistics { calibration, seen, curves: RefCell::default() })
     }
 
     /// A plan, as JSON, by what was observed. `request` is a [`SparsityRequest`].
@@ -111,12 +115,12 @@ impl Model {
         let kept = statistics.curves.borrow().as_ref().filter(|(of, _)| *of == key).map(|(_, curves)| curves.clone());
         let curves = match kept {
             Some(curves) if request.allocation == AllocationChoice::ErrorCurves => Some(curves),
-            _ => in_memory::curves(&self.model, &statistics.layers, &request, &Silent).map_err(sentence)?,
+            _ => in_memory::curves(&self.model, &statistics.seen, &request, &Silent).map_err(sentence)?,
         };
         if let Some(curves) = &curves {
             *statistics.curves.borrow_mut() = Some((key, curves.clone()));
         }
-        Ok(in_memory::plan(&self.model, &statistics.layers, curves, &request).map_err(sentence)?.to_json())
+        Ok(in_memory::plan(&self.model, &statistics.seen, curves, &request).map_err(sentence)?.to_json())
     }
 
     /// Applies a plan, perhaps edited, and gives what it cost, layer by layer, as JSON. What a folder on disk would hold
@@ -132,7 +136,7 @@ impl Model {
         on_layer: &Function,
     ) -> Result<String, String> {
         let plan = Plan::from_json(plan).map_err(sentence)?;
-        let Statistics { calibration, layers, .. } = statistics;
+        let Statistics { calibration, seen, .. } = statistics;
         let dtype = self.model.checkpoint.dtype();
         let tell = |report: &LayerReport| {
             let report = to_json(report).unwrap_or_default();
@@ -140,7 +144,7 @@ impl Model {
             drop(on_layer.call1(&JsValue::NULL, &report.into()));
         };
         let output = &mut Archived(archive);
-        to_json(&in_memory::compress(&self.model, calibration, layers, &plan, dtype, output, tell).map_err(sentence)?)
+        to_json(&in_memory::compress(&self.model, calibration, seen, &plan, dtype, output, tell).map_err(sentence)?)
     }
 
     /// Perplexity on `text`, as JSON. `request` is an [`EvaluationRequest`]; `on_progress(done, of)`.
@@ -192,7 +196,7 @@ impl Statistics {
     /// That there is no such layer or unit.
     #[wasm_bindgen(js_name = hiddenGram)]
     pub fn hidden_gram(&self, layer: usize, units: &[usize]) -> Result<Vec<f64>, String> {
-        let gram = &self.layers.get(layer).ok_or_else(|| format!("layer {layer} was not observed"))?.mlp;
+        let gram = &self.seen.statistics.get(layer).ok_or_else(|| format!("layer {layer} was not observed"))?.mlp;
         if let Some(unit) = units.iter().find(|unit| **unit >= gram.dim()) {
             return Err(format!("layer {layer} has {} hidden units, there is no unit {unit}", gram.dim()));
         }
@@ -204,13 +208,7 @@ impl Statistics {
     /// # Errors
     /// None that is known.
     pub fn summary(&self) -> Result<String, String> {
-        let windows = &self.calibration.windows;
-        to_json(&StatisticsSummary {
-            samples: windows.n,
-            seq_len: windows.seq_len,
-            token_hash: self.calibration.token_hash.clone(),
-            block_influence: self.layers.iter().map(LayerStatistics::block_influence).collect(),
-        })
+        to_json(&StatisticsSummary::of(&self.calibration, &self.seen))
     }
 }
 

@@ -135,7 +135,7 @@ test('the bundled OPT is compressed and scored on the processor in ten seconds',
     for (const name of ['config.json', 'tokenizer.json', 'model.safetensors']) files.add(name, demo(`opt-tiny-stories/${name}`))
     return core.Model.open(files)
   })
-  const calibration = JSON.stringify({ samples: 64, seqLen: 256, seed: 0, batchTokens: 1024 })
+  const calibration = JSON.stringify({ samples: 64, seqLen: 256, seed: 0, batchTokens: 1024, mode: 'best' })
   const statistics = await stage('observe', () => model.calibrate(device, demo('calibration.txt').toString(), calibration, quiet))
   const plan = await stage('plan', () => model.plan(statistics, JSON.stringify({ sparsity: 0.3, mode: 'best' })))
   const compressed = await stage('compress', () => {

@@ -28,7 +28,7 @@ async function run(kind: DeviceKind, given?: Plan) {
   const source = { kind: 'bundled', name: 'opt-tiny-stories' } as const
   const { summary } = await core.ask('open', { source, base: page.address })
   const { layers } = summary
-  const request = { samples: TOKENS / 256, seqLen: 256, seed: 0, batchTokens: 1024 }
+  const request = { samples: TOKENS / 256, seqLen: 256, seed: 0, batchTokens: 1024, mode: 'best' } as const
   const statistics = await core.ask('calibrate', { text: calibration.slice(0, 40 * TOKENS), request })
   const activations = []
   for (let layer = 0; layer < layers.length; layer++) activations.push(await core.ask('activations', { layer }))

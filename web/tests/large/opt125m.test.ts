@@ -49,7 +49,7 @@ test('it is fetched, observed, compressed and scored within 1.5 GB on the proces
   await stage('its spectra', core.ask('spectra', { layer: 0 }))
   await stage('all of it', core.ask('fetch', { what: 'all' }))
   await server.close()
-  const request = { samples: 8, seqLen: 512, seed: 0, batchTokens: 1024 }
+  const request = { samples: 8, seqLen: 512, seed: 0, batchTokens: 1024, mode: 'best' } as const
   await stage('observe 8 × 512 tokens', core.ask('calibrate', { text: demo('calibration.txt'), request }))
   const mode = process.env['MODE'] === 'paper' ? 'paper' : 'best'
   const { plan } = await stage(`plan, mode ${mode}`, core.ask('plan', { request: { sparsity: 0.3, mode }, held: [] }))
@@ -96,7 +96,7 @@ test('a layer of it is observed, and its head scores, within the default limits 
   const source = { kind: 'remote', name: 'opt-125m', base: `${server.address}/` } as const
   await core.ask('open', { source, base: page.address })
   await core.ask('fetch', { what: 'all' })
-  const request = { samples: 1, seqLen: 32, seed: 0, batchTokens: 1024 }
+  const request = { samples: 1, seqLen: 32, seed: 0, batchTokens: 1024, mode: 'best' } as const
   const { blockInfluence } = await core.ask('calibrate', { text: demo('calibration.txt').slice(0, 4000), request })
   expect(blockInfluence.every((value) => value > 0 && value < 1)).toBe(true)
   const { perplexity } = await core.ask('perplexity', { side: 'dense', text: demo('held-out.txt').slice(0, 400), seqLen: 8, maxWindows: 1 })

@@ -22,10 +22,12 @@ const sent: {
   activations: ActivationSpectra
   plan: Plan
   report: Report
+  planOfMaps: Plan
+  reportOfMaps: Report
   evaluation: Evaluation
   written: WriteResult
 } = written
 
 test('every value that the core sends has a type here', () => {
-  expect(Object.keys(sent)).toHaveLength(9)
+  expect(Object.keys(sent)).toHaveLength(11)
 })

@@ -2,7 +2,7 @@
  * What a model takes of this page, told before it is tried: bytes that the core holds at once. What is read from a disk or
  * a server and not kept does not count.
  */
-import type { DeviceInfo, Summary } from './core/protocol.ts'
+import type { DeviceInfo, Mode, Summary } from './core/protocol.ts'
 
 /** What the core is asked to compute at once. */
 export const BATCH_TOKENS = 1024
@@ -30,19 +30,34 @@ export function layerBytes({ layers, dModel, nHeads }: Summary, index: number): 
   return PROGRAM_BYTES + 4 * sum(layer.params) + 24 * largest
 }
 
-/** To observe a model on so many tokens and to compress it: the statistics of all layers, and the work on the largest. */
-export function compressionBytes({ layers, dModel, nHeads, nKvHeads }: Summary, tokens: number): number {
+/** Of a backward pass, which looks at no more tokens, and at so many at once. */
+const GRADIENT_TOKENS = 2048
+const GRADIENT_BATCH = 512
+
+/**
+ * To observe a model on so many tokens and to compress it as `mode` does: the statistics of all layers, and the work on the
+ * largest.
+ */
+export function compressionBytes({ layers, dModel, nHeads, nKvHeads }: Summary, tokens: number, mode: Mode): number {
+  const hasInputs = mode !== 'best' && mode !== 'paper'
+  const hasGradients = mode === 'fwsvd'
   const parts = layers.map(({ dFf, dQk, dV, params }) => {
     // Triangles in double precision, of hidden units and of every head.
-    const statistics = 4 * (dFf ** 2 + (2 * nHeads + nKvHeads) * dQk ** 2 + (nHeads + nKvHeads) * dV ** 2)
+    const inputs = hasInputs ? 4 * (2 * dModel ** 2 + (nHeads * dV) ** 2) : 0
+    const gradients = hasGradients ? 4 * (2 * dModel ** 2 + (2 * nHeads + nKvHeads) * dQk ** 2) : 0
+    const statistics = 4 * (dFf ** 2 + (2 * nHeads + nKvHeads) * dQk ** 2 + (nHeads + nKvHeads) * dV ** 2) + inputs + gradients
     const weights = 4 * sum(params)
     const activations = 4 * BATCH_TOKENS * (4 * dFf + 4 * nHeads * (dQk + dV) + 6 * dModel)
     const observing = weights + activations + 8 * dFf ** 2 + statistics
     const decomposing = 3 * weights + 24 * dFf * (dFf + dModel) + statistics
-    return { statistics, work: Math.max(observing, decomposing) }
+    // The graph keeps activations and attention's weights, and as much again is under way; of a map its gradient and the square.
+    const attention = 12 * GRADIENT_BATCH * Math.min(GRADIENT_BATCH, tokens) * nHeads
+    const goingBack = hasGradients ? 3 * weights + (2 * activations * GRADIENT_BATCH) / BATCH_TOKENS + 2 * attention : 0
+    return { statistics, work: Math.max(observing, decomposing, goingBack) }
   })
   const work = Math.max(...parts.map(({ work }) => work))
-  return PROGRAM_BYTES + sum(parts.map(({ statistics }) => statistics)) + 4 * tokens * dModel + work
+  const stream = 4 * dModel * (hasGradients ? Math.max(tokens, GRADIENT_TOKENS * (layers.length + 1)) : tokens)
+  return PROGRAM_BYTES + sum(parts.map(({ statistics }) => statistics)) + stream + work
 }
 
 /** The largest tensor on a graphics card: a Gram matrix of hidden units, a weight, or activations. */

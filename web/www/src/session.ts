@@ -12,6 +12,7 @@ import type {
   HeldWidth,
   Kept,
   LayerReport,
+  Mode,
   ModelSource,
   Plan,
   Planned,
@@ -307,13 +308,13 @@ export async function removeModel(leave: () => void): Promise<void> {
   })
 }
 
-/** Why the model that is open cannot be observed or compressed here, and whether another device could; `null` if it can. */
-export function obstacle({ summary, device, broken }: Session): { readonly why: string; readonly onProcessor: boolean } | null {
+/** Why the model that is open cannot be observed or compressed here as `mode` does, and whether another device could; `null` if it can. */
+export function obstacle({ summary, device, broken }: Session, mode: Mode = 'best'): { readonly why: string; readonly onProcessor: boolean } | null {
   if (summary === null) return null
   const [file, ...others] = summary.missing
   if (file !== undefined) return { why: others.length === 0 ? `${file} is missing` : `${file} and ${others.length} more files are missing`, onProcessor: false }
   if (broken !== null) return { why: broken, onProcessor: false }
-  const [needed, most] = [compressionBytes(summary, SAMPLES * Math.min(256, summary.context)), pageBytes()]
+  const [needed, most] = [compressionBytes(summary, SAMPLES * Math.min(256, summary.context), mode), pageBytes()]
   if (needed > most) return { why: `that takes about ${bytes(needed)} of memory at once, and this page has ${bytes(most)}`, onProcessor: false }
   if (!exceedsCard(summary, device)) return null
   const tensor = bytes(tensorBytes(summary))
@@ -333,8 +334,9 @@ function pageBytes(): number {
 /** Passes text through the model and learns of every layer what compression needs, unless just that is known already. */
 export async function observe(text: string, request: CalibrationRequest): Promise<boolean> {
   const { statistics, observedOn: last } = session
-  if (statistics !== null && last?.text === text && JSON.stringify(last.request) === JSON.stringify(request)) return true
-  const stands = obstacle(session)
+  const isSameText = last?.text === text && JSON.stringify({ ...last.request, mode: request.mode }) === JSON.stringify(request)
+  if (isSameText && statistics?.modes.includes(request.mode)) return true
+  const stands = obstacle(session, request.mode)
   if (stands !== null) {
     change({ problem: sentence(`this model cannot be observed here: ${stands.why}`) })
     return false

@@ -11,17 +11,15 @@ use modegpt_checkpoint::{Existing, Journal, OutputFolder};
 use modegpt_gradient::{GradientOptions, LayerGradients, Loss, Samples, Stage, Tape, loss_elements};
 use modegpt_model::{Compute, ResidualStore, StoreError};
 use modegpt_statistics::{GradientsHeader, Labels};
-use modegpt_text::{Windows, token_hash};
+use modegpt_text::token_hash;
 
 use super::memory::{PROGRAM_BYTES, Workload, activation_bytes, layer_bytes};
 use super::{CalibrationRun, GradientsFolder, MemoryPlan, RunError};
+use crate::gradient_samples::{LABELS, LONGEST_SAMPLE, gradient_samples};
 use crate::{Calibration, Model, Reporter};
 
 /// The tape, where it is kept on the disk. Its name is that of a scratch file, which go with an abandoned run.
 const TAPE: &str = "stream-gradients.f32";
-
-/// Tokens of a sample that [`gradient_samples`] takes at most.
-const LONGEST_SAMPLE: usize = 512;
 
 /// Gradients to be computed.
 pub struct GradientRun<'a> {
@@ -58,19 +56,6 @@ pub async fn collect_gradients(run: &GradientRun<'_>, target: &Path, existing: E
     Ok(folder.commit()?)
 }
 
-/// About `n_tokens` of the calibration tokens, as the beginnings of samples spread over all of them.
-///
-/// Short samples, since many texts tell more than few long ones.
-fn gradient_samples(calibration: &Calibration, n_tokens: usize) -> Calibration {
-    let Windows { ids, n, seq_len } = &calibration.windows;
-    let short = (*seq_len).min(LONGEST_SAMPLE);
-    let count = n_tokens.div_ceil(short).clamp(1, *n);
-    let starts = (0..count).map(|sample| sample * n / count * seq_len);
-    let ids: Vec<u32> = starts.flat_map(|start| &ids[start..start + short]).copied().collect();
-    let token_hash = token_hash(&ids);
-    Calibration { windows: Windows { ids, n: count, seq_len: short }, token_hash }
-}
-
 impl CalibrationRun<'_> {
     /// Whether gradients are computed.
     pub(super) fn has_gradients(&self) -> bool {
@@ -91,7 +76,7 @@ impl CalibrationRun<'_> {
     /// A backward pass over these samples with everything else as in this run. Labels that are given are taken as they are,
     /// else they are drawn from the model.
     pub(super) fn gradients<'a>(&'a self, samples: &'a Calibration) -> GradientRun<'a> {
-        let labels = if self.labelled.is_some() { Labels::Next } else { Labels::Sampled { seed: 0 } };
+        let labels = if self.labelled.is_some() { Labels::Next } else { LABELS };
         GradientRun {
             model: self.model,
             samples,
@@ -170,12 +155,12 @@ impl GradientRun<'_> {
         let mut stream = Tape::new(store, config, windows.n, windows.seq_len, self.batch());
         let samples = Samples { ids: &windows.ids, counted: self.counted };
         let mut told = None;
-        let progress = |stage, done, all| {
+        let progress = |stage: Stage, done, all| {
             if told != Some(stage) {
                 if told.replace(stage).is_some() {
                     self.reporter.end();
                 }
-                self.reporter.begin(stage_name(stage), all as u64);
+                self.reporter.begin(stage.name(), all as u64);
             }
             self.reporter.advance(done as u64);
         };
@@ -261,14 +246,6 @@ impl GradientRun<'_> {
 fn sums_bytes(config: &ModelConfig, shape: &LayerShape) -> u64 {
     let per_head = (2 * config.n_heads + config.n_kv_heads) * shape.d_qk * shape.d_qk;
     8 * (2 * config.d_model * config.d_model + per_head) as u64
-}
-
-fn stage_name(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Forward => "gradients: forward",
-        Stage::Loss => "gradients: loss",
-        Stage::Backward => "gradients: backward",
-    }
 }
 
 /// A tape in one file, read and written in place.

@@ -70,10 +70,17 @@ export interface DownErrors {
   whitened: number[]
 }
 
+/** What takes every map by itself; then what takes whole modules. */
+export const MAP_MODES = ['svd', 'fwsvd', 'asvd', 'svd-llm'] as const
+export const MODES = ['best', 'paper', ...MAP_MODES, 'sliced'] as const
+export type Mode = (typeof MODES)[number]
+
 export interface StatisticsSummary {
   samples: number
   seqLen: number
   tokenHash: string
+  /** The modes that can be planned by it, each a [`Mode`]. */
+  modes: string[]
   blockInfluence: number[]
 }
 
@@ -89,7 +96,12 @@ export interface LayerPlan extends Widths {
   sparsity: number
   /** What the layer would lose at every width, if the allocation asked for that. */
   curves?: LayerCurves
+  /** Of the maps that become products. */
+  ranks?: Partial<Record<MapName, number>>
 }
+
+export const MAPS = ['query', 'key', 'value', 'output', 'gate', 'up', 'down'] as const
+export type MapName = (typeof MAPS)[number]
 
 export interface LayerCurves {
   unit: string
@@ -153,11 +165,13 @@ export interface CalibrationRequest {
   seqLen: number
   seed: number
   batchTokens: number
+  /** Whose needs are observed; those of `paper` and `best` always are. */
+  mode: Mode
 }
 
 export interface PlanRequest {
   sparsity: number
-  mode: 'paper' | 'best'
+  mode: Mode
   /** As the mode does if left out. */
   allocation?: 'paper' | 'uniform' | 'error-curves' | { epsilon: number }
 }

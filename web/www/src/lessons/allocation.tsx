@@ -81,7 +81,7 @@ function Measure({ steps }: { steps: readonly number[] }) {
   const measure = async () => {
     const source = { kind: 'bundled', name: measured.model } as const
     if (!(await open(source, await chosenDevice(place)))) return
-    const request = { samples: 128, seqLen: 256, seed: 0, batchTokens: 1024 }
+    const request = { samples: 128, seqLen: 256, seed: 0, batchTokens: 1024, mode: 'paper' } as const
     if (currentSession().statistics === null && !(await observe(await bundledText('calibration.txt'), request))) return
     await makePlan({ mode: 'paper', sparsity: 0, allocation: 'uniform' })
     const { planned } = currentSession()

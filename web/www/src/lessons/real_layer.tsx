@@ -38,7 +38,7 @@ export interface Seen {
 export function OnRealData({ onSeen, ...props }: RealProps & { readonly onSeen: (seen: Seen) => void | Promise<void> }) {
   const show = async (title: string, layer: number) => {
     const { statistics, summary } = currentSession()
-    const request = { samples: SAMPLES, seqLen: Math.min(256, summary?.context ?? 256), seed: 0, batchTokens: BATCH_TOKENS }
+    const request = { samples: SAMPLES, seqLen: Math.min(256, summary?.context ?? 256), seed: 0, batchTokens: BATCH_TOKENS, mode: 'best' } as const
     if (statistics === null && !(await observe(await bundledText('calibration.txt'), request))) return
     if (!(await measureActivations(layer))) return
     const activations = currentSession().activations[layer]

@@ -1,3 +1,4 @@
+import type { Mode } from '../core/protocol.ts'
 import { setParams } from '../place.ts'
 import { layerTooLarge, obstacle, useSession } from '../session.ts'
 
@@ -23,7 +24,7 @@ export function Limits() {
 }
 
 /** Beside what is switched off. */
-export function WhyOff() {
-  const stands = obstacle(useSession())
+export function WhyOff({ mode }: { readonly mode?: Mode }) {
+  const stands = obstacle(useSession(), mode)
   return stands === null ? null : <p class="caption">Switched off for this model: {stands.why}.</p>
 }

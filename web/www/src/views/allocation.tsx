@@ -1,7 +1,7 @@
 /** Who gives how much: the plan as a table of bars, which can be set by hand where the plan knows what that costs. */
 import { useRef } from 'preact/hooks'
 
-import { type ErrorCurve, type HeldWidth, type LayerPlan, type LayerReport, type Module, MODULES, type Planned, type Summary } from '../core/protocol.ts'
+import { type ErrorCurve, type HeldWidth, type LayerPlan, type LayerReport, type LayerSummary, type MapName, type Module, MODULES, type Planned, type Summary } from '../core/protocol.ts'
 import { useSession } from '../session.ts'
 import { Figure } from '../ui/controls.tsx'
 import { grouped, percent, short } from '../ui/number.ts'
@@ -12,6 +12,12 @@ const NAMES = {
   'query-key': ['query, key', 'd_qk', 'dQk', 'query_key'],
   'value-output': ['value, output', 'd_v', 'dV', 'value_output'],
 } as const satisfies Record<Module, readonly string[]>
+
+const MAPS_OF = {
+  mlp: ['gate', 'up', 'down'],
+  'query-key': ['query', 'key'],
+  'value-output': ['value', 'output'],
+} as const satisfies Record<Module, readonly MapName[]>
 
 interface AllocationProps {
   readonly planned: Planned
@@ -25,6 +31,7 @@ interface AllocationProps {
 export function Allocation({ planned, summary, held, onHold, disabled }: AllocationProps) {
   const { plan, error, leastError } = planned
   const { layerReports } = useSession()
+  const ofMaps = plan.layers.some(({ ranks }) => ranks !== undefined)
   const most = Math.max(...plan.layers.flatMap(({ curves }) => (curves === undefined ? [] : MODULES.map((module) => curves[NAMES[module][1]].errors[0] ?? 0))))
   const hold = (layer: number, module: Module, width: number | undefined) => {
     const others = held.filter((one) => one.layer !== layer || one.module !== module)
@@ -52,7 +59,10 @@ export function Allocation({ planned, summary, held, onHold, disabled }: Allocat
             {plan.layers.map((layer, i) => (
               <tr key={i}>
                 <th scope="row">{i}</th>
-                {MODULES.map((module) => (
+                {MODULES.map((module) =>
+                  ofMaps ? (
+                    <MapsCell key={module} module={module} layer={layer} dense={summary.layers[i]} summary={summary} report={layerReports[i]} />
+                  ) : (
                   <Cell
                     key={module}
                     layer={layer}
@@ -63,7 +73,8 @@ export function Allocation({ planned, summary, held, onHold, disabled }: Allocat
                     held={held.find((one) => one.layer === i && one.module === module)?.width}
                     onHold={onHold === undefined || disabled ? undefined : (width) => hold(i, module, width)}
                   />
-                ))}
+                  ),
+                )}
                 <td>{layer.block_influence.toFixed(3)}</td>
               </tr>
             ))}
@@ -88,13 +99,61 @@ export function Allocation({ planned, summary, held, onHold, disabled }: Allocat
           </button>
         </p>
       )}
-      <p class="caption">Widths that stay, and once a layer is done, the share of the module’s output that is lost on the calibration text.</p>
+      <p class="caption">
+        {ofMaps
+          ? 'Singular values that stay of every map, and once a layer is done, what is lost in the metric of the method. A map that no rank makes smaller stays whole.'
+          : 'Widths that stay, and once a layer is done, the share of the module’s output that is lost on the calibration text.'}
+      </p>
     </>
   )
 }
 
 function unit(layers: readonly LayerPlan[]): string {
   return layers[0]?.curves?.unit === 'nats' ? 'nats a token: the sum of the errors' : 'of the stream’s energy: the sum of the errors'
+}
+
+interface MapsCellProps {
+  readonly module: Module
+  readonly layer: LayerPlan
+  readonly dense: LayerSummary | undefined
+  readonly summary: Summary
+  readonly report: LayerReport | undefined
+}
+
+/** The maps of a module, each by itself. */
+function MapsCell({ module, layer, dense, summary, report }: MapsCellProps) {
+  const { dModel, nHeads, nKvHeads, gated } = summary
+  if (dense === undefined) return <td />
+  const { dFf, dQk, dV } = dense
+  const widths: Readonly<Record<MapName, number>> = {
+    query: nHeads * dQk,
+    key: nKvHeads * dQk,
+    value: nKvHeads * dV,
+    output: nHeads * dV,
+    gate: dFf,
+    up: dFf,
+    down: dFf,
+  }
+  return (
+    <td>
+      {MAPS_OF[module]
+        .filter((name) => gated || name !== 'gate')
+        .map((name) => {
+          const [rank, width] = [layer.ranks?.[name], widths[name]]
+          const share = rank === undefined ? 1 : (rank * (dModel + width)) / (dModel * width)
+          return (
+            <span key={name} class="share map-share" style={{ '--share': share }}>
+              {name} {rank ?? 'whole'} {rank !== undefined && <small>of {Math.min(dModel, width)}</small>}
+            </span>
+          )
+        })}
+      <small class="error">{lost(report?.[NAMES[module][3]].relative_error)}</small>
+    </td>
+  )
+}
+
+function lost(error: number | undefined): string {
+  return error === undefined ? ' ' : error === 0 ? 'untouched' : `${short(100 * error)} % lost`
 }
 
 interface CellProps {
@@ -116,7 +175,6 @@ function Cell({ layer, module, dense, report, most, held, onHold }: CellProps) {
   const curve = layer.curves?.[name]
   // What was lost at another width says nothing of this one.
   const error = report?.after[name] === kept ? report[part].relative_error : undefined
-  const says = error === undefined ? ' ' : error === 0 ? 'untouched' : `${short(100 * error)} % lost`
   const label = `Layer ${layer.index}, ${title}: width that stays`
   return (
     <td>
@@ -127,7 +185,7 @@ function Cell({ layer, module, dense, report, most, held, onHold }: CellProps) {
       ) : (
         <Bar label={label} kept={kept} dense={dense} curve={curve} most={most} isHeld={isHeld} onHold={onHold} />
       )}
-      <small class="error">{says}</small>
+      <small class="error">{lost(error)}</small>
     </td>
   )
 }

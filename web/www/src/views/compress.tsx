@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
 
-import { type HeldWidth, MODULES, type PlanRequest } from '../core/protocol.ts'
+import { type HeldWidth, MAP_MODES, type Mode, MODES, MODULES, type PlanRequest } from '../core/protocol.ts'
 import { folderName } from '../core/store/tar.ts'
 import { BATCH_TOKENS } from '../needs.ts'
 import { setParams, useChoice, useNumber, usePlace } from '../place.ts'
@@ -17,7 +17,7 @@ import {
   score,
   useSession,
 } from '../session.ts'
-import { Choice, Slider } from '../ui/controls.tsx'
+import { Choice, Pick, Slider } from '../ui/controls.tsx'
 import { download } from '../ui/download.ts'
 import { Drop } from '../ui/drop.tsx'
 import { WhyOff } from '../ui/limits.tsx'
@@ -30,31 +30,55 @@ import { useOpenModel } from './explore.tsx'
 const PROMPT = 'Once upon a time, there was a little girl named Lily.'
 const NEW_TOKENS = 60
 
+/** How layers give if nothing is said. */
+type Spread = 'uniform' | 'paper' | 'curves'
+const SPREADS: readonly (readonly [Spread, string])[] = [
+  ['curves', 'where it costs least'],
+  ['paper', 'by its block influence'],
+  ['uniform', 'the same'],
+]
+const USUAL: Readonly<Partial<Record<Mode, Spread>>> = { best: 'curves', paper: 'paper' }
+
+const METHODS: readonly (readonly [Mode, string])[] = [
+  ['best', 'modular: what loses least'],
+  ['paper', 'modular: as the paper does'],
+  ['svd', 'every map: plain SVD'],
+  ['fwsvd', 'every map: FWSVD, by gradients'],
+  ['asvd', 'every map: ASVD, by sizes of inputs'],
+  ['svd-llm', 'every map: SVD-LLM, whitened'],
+  ['sliced', 'slices: the smallest go'],
+]
+
 export function Compress() {
   useOpenModel()
   const session = useSession()
   const { summary, arrival, work, statistics, planned, result } = session
-  const isOff = obstacle(session) !== null
   useEffect(() => {
     if (work === null) void fetchWanted()
   }, [session])
   const [sparsity, setSparsity] = useNumber('sparsity', 0.3, 0, 0.7)
-  const [mode, setMode] = useChoice('mode', ['best', 'paper'])
+  const [mode, setMode] = useChoice('mode', MODES)
+  const isOff = obstacle(session, mode) !== null
   const [allocation, setAllocation] = useChoice('allocation', ['own', 'uniform', 'paper', 'curves'])
+  const usual = USUAL[mode] ?? 'uniform'
+  const spread = allocation === 'own' ? usual : allocation
   const [quick, setQuick] = useChoice('held-out', ['quick', 'all'])
   const [calibration, setCalibration] = useState<string | null>(null)
   const [heldOut, setHeldOut] = useState<string | null>(null)
   const [prompt, setPrompt] = useState(PROMPT)
-  const byCurves = allocation === 'curves' || (allocation === 'own' && mode === 'best')
+  // Widths of modules are set by hand; of maps, ranks would have to be.
+  const hasWidths = !MAP_MODES.some((one) => one === mode)
+  const byCurves = spread === 'curves' && hasWidths
   const asked = usePlace().params['held'] ?? ''
   const held = useMemo(() => (byCurves ? parseHeld(asked) : []), [asked, byCurves])
   const request = useMemo((): [PlanRequest, readonly HeldWidth[]] => {
-    const choice = { own: {}, uniform: { allocation: 'uniform' }, paper: { allocation: 'paper' }, curves: { allocation: 'error-curves' } } as const
-    return [{ sparsity, mode, ...choice[allocation] }, held]
-  }, [sparsity, mode, allocation, held])
+    const names = { uniform: 'uniform', paper: 'paper', curves: 'error-curves' } as const
+    return [{ sparsity, mode, allocation: names[spread] }, held]
+  }, [sparsity, mode, spread, held])
+  const isServed = statistics?.modes.includes(mode) === true
   const last = useRef<unknown>(null)
   useEffect(() => {
-    if (statistics === null || work !== null || last.current === request) return
+    if (!isServed || work !== null || last.current === request) return
     last.current = request
     void makePlan(...request)
   }, [request, statistics, work === null])
@@ -66,7 +90,7 @@ export function Compress() {
     const text = calibration ?? (await bundledText('calibration.txt'))
     // A text of one's own may be short: as many samples as it has.
     const samples = calibration === null ? SAMPLES : Math.max(1, Math.min(SAMPLES, Math.floor(text.length / (6 * seqLen))))
-    if (!(await observe(text, { samples, seqLen, seed: 0, batchTokens: BATCH_TOKENS }))) return
+    if (!(await observe(text, { samples, seqLen, seed: 0, batchTokens: BATCH_TOKENS, mode }))) return
     last.current = request
     if (!(await makePlan(...request))) return
     const made = currentSession().planned
@@ -103,33 +127,12 @@ export function Compress() {
             show={(value) => percent(value, 0)}
             disabled={work !== null}
           />
-          <Choice
-            label="by the methods"
-            value={mode}
-            onChange={setMode}
-            choices={[
-              ['best', 'that lose least'],
-              ['paper', 'of the paper'],
-            ]}
-            disabled={work !== null}
-          />
+          <Pick label="method" value={mode} onChange={setMode} choices={METHODS} disabled={work !== null} />
           <Choice
             label="each layer gives"
-            value={allocation}
-            onChange={setAllocation}
-            choices={
-              mode === 'best'
-                ? [
-                    ['own', 'where it costs least'],
-                    ['uniform', 'the same'],
-                    ['paper', 'by its block influence'],
-                  ]
-                : [
-                    ['own', 'by its block influence'],
-                    ['uniform', 'the same'],
-                    ['curves', 'where it costs least'],
-                  ]
-            }
+            value={spread}
+            onChange={(value) => setAllocation(value === usual ? 'own' : value)}
+            choices={SPREADS}
             disabled={work !== null}
           />
           <Texts
@@ -156,21 +159,23 @@ export function Compress() {
               Compress
             </button>
           </p>
-          <WhyOff />
+          <WhyOff mode={mode} />
         </section>
         <section class="panel" aria-labelledby="plan-title">
           <h2 id="plan-title">The plan</h2>
-          {planned === null || summary === null ? (
+          {planned === null || summary === null || !isServed ? (
             <p class="caption">
-              The plan appears here when the model has been observed on a text; then it follows the slider at once, and can be set by hand.
+              {statistics === null || isServed
+                ? 'The plan appears here when the model has been observed on a text; then it follows the slider at once, and can be set by hand.'
+                : 'These methods ask more of the text than was observed: the plan appears here when the model has been observed for them.'}
             </p>
           ) : (
             <>
               <Caution />
               <Allocation planned={planned} summary={summary} held={held} onHold={byCurves ? hold : undefined} disabled={work !== null} />
-              {!byCurves && (
+              {!byCurves && hasWidths && (
                 <p>
-                  <button type="button" disabled={work !== null} onClick={() => setAllocation(mode === 'best' ? 'own' : 'curves')}>
+                  <button type="button" disabled={work !== null} onClick={() => setAllocation(usual === 'curves' ? 'own' : 'curves')}>
                     Set it by hand
                   </button>{' '}
                   <small>asks every layer first what it would lose</small>

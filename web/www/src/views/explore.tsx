@@ -281,7 +281,7 @@ function Activations({ layer, matrix, summary, spectrum, head, onHead }: Activat
   useEffect(() => void measureActivations(layer), [layer, statistics, work === null])
   const seen = activations[layer]
   const look = async () => {
-    const request = { samples: SAMPLES, seqLen: Math.min(256, summary.context), seed: 0, batchTokens: BATCH_TOKENS }
+    const request = { samples: SAMPLES, seqLen: Math.min(256, summary.context), seed: 0, batchTokens: BATCH_TOKENS, mode: 'best' } as const
     await observe(await bundledText('calibration.txt'), request)
   }
   return (
