@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url'
 import type { Page } from 'playwright-core'
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest'
 
+import { llama7b } from '../large/llama7b.ts'
 import { opt125m } from '../large/opt125m.ts'
 import { overflow, studio, violations, worker } from './harness.ts'
 import { hub, type Hub, sharded } from './hub.ts'
@@ -48,6 +49,17 @@ async function fetchById(shown: Page, id: string): Promise<void> {
   await shown.getByRole('button', { name: 'Fetch', exact: true }).click()
   await shown.getByText('OPT: 4 layers').waitFor({ timeout: 60_000 })
 }
+
+test('a file of 13.5 GB is opened by its header, and the page says that the model is too large to observe', async () => {
+  const large = await hub(llama7b('org/llama/resolve/main/'))
+  const shown = await page.open(`#/explore?device=cpu&model=org/llama&endpoint=${encodeURIComponent(large.address)}&layer=31&matrix=query`)
+  await shown.getByText('Llama: 32 layers').waitFor({ timeout: 60_000 })
+  await shown.getByText(/It can be looked at, layer by layer, but not be observed or compressed here: that takes about \d+\.\d GiB/).waitFor()
+  expect(large.asked.reduce((sum, one) => sum + one.sent, 0)).toBeLessThan(1 << 20)
+  expect(page.errors).toEqual([])
+  await shown.context().close()
+  await large.close()
+})
 
 test('a model too large to be observed is fetched and looked at layer by layer, and the page says so before', { timeout: 240_000 }, async () => {
   // The core takes 60 MB before it does anything, and some twenty to observe this model.

@@ -302,7 +302,8 @@ async fn apply(
             prefix.pass(index).await?;
         } else if let Some(prefix) = &mut prefix {
             let dense = weights.into_dense().map_err(WeightError::from)?;
-            let refitted = prefix.refit(index, dense, &shape, &units, plan.methods.prefix, plan.ridges.prefix).await?;
+            let refitted = prefix.refit(index, dense, &shape, &units, plan.methods.prefix, plan.ridges.prefix).await;
+            let refitted = refitted.inspect_err(|_| prefix.forget_half_written(folder))?;
             report.value_output.fallbacks += refitted.output_attempts;
             report.mlp.fallbacks += refitted.down_attempts;
             weights = refitted.weights.into();

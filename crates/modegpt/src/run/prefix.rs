@@ -200,6 +200,16 @@ impl<'a> Prefix<'a> {
         self.settle(layer)
     }
 
+    /// Forgets, after an error, what nothing can be resumed from: the disk may be full.
+    pub(super) fn forget_half_written(&mut self, folder: &OutputFolder) {
+        self.original.forget_half_written();
+        self.compressed.forget_half_written();
+        if self.units.take().is_some() {
+            // The run ends by another error, which is told.
+            drop(std::fs::remove_file(units_path(folder)));
+        }
+    }
+
     /// Both streams have passed `layer`.
     fn settle(&mut self, layer: usize) -> Result<(), RunError> {
         self.original.settle(layer)?;
@@ -218,8 +228,11 @@ impl<'a> Prefix<'a> {
 
 /// The file for units, if this device shall keep them.
 fn units_file(run: &CalibrationRun<'_>, folder: &OutputFolder) -> Result<Option<FileStore>, RunError> {
-    let path = folder.path().join("prefix").join("units.f32");
-    run.compute.is_host.then(|| FileStore::scratch(&path)).transpose()
+    run.compute.is_host.then(|| FileStore::scratch(&units_path(folder))).transpose()
+}
+
+fn units_path(folder: &OutputFolder) -> PathBuf {
+    folder.path().join("prefix").join("units.f32")
 }
 
 fn places(folder: &OutputFolder) -> [PathBuf; 2] {

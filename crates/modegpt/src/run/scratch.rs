@@ -148,7 +148,8 @@ impl Checkpointed {
     /// Forgets what is half written: nothing can be resumed from it, and the disk may be full.
     pub(super) fn forget_half_written(&self) {
         // A run that ends by an error tells of that one.
-        drop(self.remove(|path| path.extension().is_some_and(|ending| ending == "tmp")));
+        let is_half = |path: &Path| path.extension().is_some_and(|ending| ending == "tmp" || ending == "middle");
+        drop(self.remove(is_half));
     }
 
     fn remove(&self, is_meant: impl Fn(&Path) -> bool) -> Result<(), RunError> {
