@@ -136,6 +136,25 @@ function sizesOf({ d_ff, d_qk, d_v, ranks }: { d_ff: number; d_qk: number; d_v: 
   return [d_ff, d_qk, d_v, ranks]
 }
 
+test('a module that shall give nothing keeps its widths, and the others keep the budget', async () => {
+  const shown = await page.open('#/compress?device=cpu&model=opt&sparsity=0.25')
+  const gives = (module: string) => shown.locator('.choice label', { hasText: module })
+  await gives('query, key').click({ timeout: 60_000 })
+  await shown.waitForURL('**off=query-key*')
+  await compress(shown)
+  expect(await shown.locator('.plan caption').textContent()).toMatch(/^2[45]\.\d/)
+  const cells = await shown.locator('.plan tbody tr').evaluateAll((rows) => rows.map((row) => row.querySelectorAll('td')[1]?.textContent))
+  expect(cells).toHaveLength(4)
+  for (const cell of cells) expect(cell).toMatch(/^32 of 32\s*untouched$/)
+  expect(await shown.getByRole('slider', { name: /query, key: width/ }).count()).toBe(0)
+  expect(await shown.getByRole('slider', { name: /MLP: width/ }).count()).toBe(4)
+  // One module has to give.
+  await gives('value, output').click()
+  expect(await shown.getByRole('checkbox', { name: 'MLP' }).isDisabled()).toBe(true)
+  expect(await violations(shown)).toEqual([])
+  await shown.context().close()
+})
+
 test('an allocation set by hand keeps the budget, is in the address, and is applied', async () => {
   const shown = await page.open('#/compress?device=cpu&model=llama&sparsity=0.25')
   await compress(shown)

@@ -58,6 +58,33 @@ export function Choice<T extends string>({ label, value, choices, onChange, disa
   )
 }
 
+interface ChecksProps<T extends string> {
+  readonly label: string
+  readonly values: readonly T[]
+  readonly choices: readonly (readonly [T, string])[]
+  readonly onChange: (values: readonly T[]) => void
+  readonly disabled?: boolean
+}
+
+/** A few words of which at least one holds. */
+export function Checks<T extends string>({ label, values, choices, onChange, disabled }: ChecksProps<T>) {
+  return (
+    <fieldset class="choice" disabled={disabled ?? false}>
+      <legend>{label}</legend>
+      {choices.map(([choice, title]) => {
+        const holds = values.includes(choice)
+        const others = values.filter((value) => value !== choice)
+        return (
+          <label key={choice}>
+            <input type="checkbox" checked={holds} disabled={holds && others.length === 0} onChange={() => onChange(holds ? others : [...values, choice])} />
+            <span>{title}</span>
+          </label>
+        )
+      })}
+    </fieldset>
+  )
+}
+
 interface PickProps<T extends string> extends ChoiceProps<T> {}
 
 /** Many words of which one holds. */

@@ -19,16 +19,23 @@ const MAPS_OF = {
   'value-output': ['value', 'output'],
 } as const satisfies Record<Module, readonly MapName[]>
 
+/** The width of a module as it is. */
+export function denseWidth(layer: LayerSummary, module: Module): number {
+  return layer[NAMES[module][2]]
+}
+
 interface AllocationProps {
   readonly planned: Planned
   readonly summary: Summary
   readonly held: readonly HeldWidth[]
+  /** Modules that give nothing. */
+  readonly off: readonly Module[]
   /** Missing where the plan has no error curves. */
   readonly onHold: ((held: readonly HeldWidth[]) => void) | undefined
   readonly disabled: boolean
 }
 
-export function Allocation({ planned, summary, held, onHold, disabled }: AllocationProps) {
+export function Allocation({ planned, summary, held, off, onHold, disabled }: AllocationProps) {
   const { plan, error, leastError } = planned
   const { layerReports } = useSession()
   const ofMaps = plan.layers.some(({ ranks }) => ranks !== undefined)
@@ -71,7 +78,7 @@ export function Allocation({ planned, summary, held, onHold, disabled }: Allocat
                     report={layerReports[i]}
                     most={most}
                     held={held.find((one) => one.layer === i && one.module === module)?.width}
-                    onHold={onHold === undefined || disabled ? undefined : (width) => hold(i, module, width)}
+                    onHold={onHold === undefined || disabled || off.includes(module) ? undefined : (width) => hold(i, module, width)}
                   />
                   ),
                 )}
@@ -83,8 +90,8 @@ export function Allocation({ planned, summary, held, onHold, disabled }: Allocat
       </div>
       {error !== undefined && leastError !== undefined && (
         <div class="numbers">
-          <Figure value={short(error)} label={unit(plan.layers)} tone={held.length === 0 ? 'kept' : 'lost'} />
-          {held.length > 0 && <Figure value={leastError > 0 ? `× ${(error / leastError).toFixed(2)}` : '–'} label="of what the solver would lose" />}
+          <Figure value={short(error)} label={unit(plan.layers)} tone={held.length + off.length === 0 ? 'kept' : 'lost'} />
+          {held.length + off.length > 0 && <Figure value={leastError > 0 ? `× ${(error / leastError).toFixed(2)}` : '–'} label="of what the solver would lose" />}
         </div>
       )}
       {onHold !== undefined && (

@@ -17,14 +17,14 @@ import {
   score,
   useSession,
 } from '../session.ts'
-import { Choice, Pick, Slider } from '../ui/controls.tsx'
+import { Checks, Choice, Pick, Slider } from '../ui/controls.tsx'
 import { download } from '../ui/download.ts'
 import { Drop } from '../ui/drop.tsx'
 import { WhyOff } from '../ui/limits.tsx'
 import { ModelPick } from '../ui/model.tsx'
 import { bytes, grouped, percent } from '../ui/number.ts'
 import { ModelLine, Status } from '../ui/status.tsx'
-import { Allocation } from './allocation.tsx'
+import { Allocation, denseWidth } from './allocation.tsx'
 import { useOpenModel } from './explore.tsx'
 
 const PROMPT = 'Once upon a time, there was a little girl named Lily.'
@@ -69,12 +69,21 @@ export function Compress() {
   // Widths of modules are set by hand; of maps, ranks would have to be.
   const hasWidths = !MAP_MODES.some((one) => one === mode)
   const byCurves = spread === 'curves' && hasWidths
-  const asked = usePlace().params['held'] ?? ''
-  const held = useMemo(() => (byCurves ? parseHeld(asked) : []), [asked, byCurves])
+  const { held: asked = '', off: without = '' } = usePlace().params
+  const off = useMemo(() => {
+    const named = byCurves ? MODULES.filter((module) => without.split('_').includes(module)) : []
+    return named.length < MODULES.length ? named : []
+  }, [without, byCurves])
+  const held = useMemo(() => (byCurves ? parseHeld(asked).filter(({ module }) => !off.includes(module)) : []), [asked, byCurves, off])
+  // A module that gives nothing keeps its width in every layer.
+  const kept = useMemo(
+    () => off.flatMap((module) => (summary?.layers ?? []).map((dense, layer) => ({ layer, module, width: denseWidth(dense, module) }))),
+    [off, summary],
+  )
   const request = useMemo((): [PlanRequest, readonly HeldWidth[]] => {
     const names = { uniform: 'uniform', paper: 'paper', curves: 'error-curves' } as const
-    return [{ sparsity, mode, allocation: names[spread] }, held]
-  }, [sparsity, mode, spread, held])
+    return [{ sparsity, mode, allocation: names[spread] }, [...held, ...kept]]
+  }, [sparsity, mode, spread, held, kept])
   const isServed = statistics?.modes.includes(mode) === true
   const last = useRef<unknown>(null)
   useEffect(() => {
@@ -135,6 +144,18 @@ export function Compress() {
             choices={SPREADS}
             disabled={work !== null}
           />
+          <Checks
+            label="of its modules"
+            values={MODULES.filter((module) => !off.includes(module))}
+            onChange={(giving) => setParams({ off: giving.length === MODULES.length ? undefined : MODULES.filter((one) => !giving.includes(one)).join('_') })}
+            choices={[
+              ['mlp', 'MLP'],
+              ['query-key', 'query, key'],
+              ['value-output', 'value, output'],
+            ]}
+            disabled={work !== null || !byCurves}
+          />
+          {!byCurves && <p class="caption">{hasWidths ? 'All modules give, unless each gives where it costs least.' : 'Every map gives.'}</p>}
           <Texts
             calibration={calibration}
             heldOut={heldOut}
@@ -172,7 +193,7 @@ export function Compress() {
           ) : (
             <>
               <Caution />
-              <Allocation planned={planned} summary={summary} held={held} onHold={byCurves ? hold : undefined} disabled={work !== null} />
+              <Allocation planned={planned} summary={summary} held={held} off={off} onHold={byCurves ? hold : undefined} disabled={work !== null} />
               {!byCurves && hasWidths && (
                 <p>
                   <button type="button" disabled={work !== null} onClick={() => setAllocation(usual === 'curves' ? 'own' : 'curves')}>
