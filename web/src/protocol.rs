@@ -118,7 +118,8 @@ impl Summary {
                 (Norm::Rms { .. }, NormPlacement::Post) => "RMSNorm, after",
             },
             params: total_params(config),
-            block_params: config.block_params() as u64,
+            // A browser counts to 2³² in a `usize`.
+            block_params: config.layers.iter().map(|shape| config.linear_params(shape) as u64).sum(),
             bytes: checkpoint.bytes(),
             dtype: checkpoint.dtype().torch_name(),
             rounding: Rounding::default_for(config),

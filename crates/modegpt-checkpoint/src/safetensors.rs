@@ -53,10 +53,11 @@ pub(crate) fn entries(source: &dyn Source, file: &str) -> Result<BTreeMap<String
     Ok(tensors.into_iter().map(|(name, described)| (name, entry(file, data_start, described))).collect())
 }
 
-/// The tensors as the format's own crate has them; `None` if that cannot count so far.
+/// The tensors as the format's own crate has them; `None` if that cannot count their bits.
 fn infos(tensors: &[(String, Described)]) -> Option<Vec<(String, TensorInfo)>> {
     let info = |Described { dtype, shape, data_offsets: (begin, end) }: &Described| {
         let data_offsets = (usize::try_from(*begin).ok()?, usize::try_from(*end).ok()?);
+        data_offsets.1.checked_mul(8)?;
         Some(TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets })
     };
     tensors.iter().map(|(name, described)| Some((name.clone(), info(described)?))).collect()

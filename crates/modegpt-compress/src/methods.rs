@@ -111,8 +111,8 @@ impl MapMetric {
     }
 }
 
-/// Which maps are refitted once more on the stream that the compressed layers before them produce, towards that of the
-/// original model.
+/// Which maps are refitted once more on the stream that the compressed layers before them produce, towards a stream between
+/// that and the original model's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrefixRefit {

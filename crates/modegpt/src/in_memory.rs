@@ -17,12 +17,12 @@ use modegpt_compress::{
     Curves, ErrorUnit, Layer, LayerReport, Methods, Mode, ModelSummary, Orders, Plan, Report, Ridges, Rounding, Target,
     compress_layer,
 };
-use modegpt_gradient::{GradientError, GradientOptions, Samples, Stage, Tape, collect_gradients};
+use modegpt_gradient::{GradientError, GradientOptions, Samples, Tape, collect_gradients};
 use modegpt_model::{Compute, ComputeError, ResidualStream};
 use modegpt_statistics::{LayerGradients, LayerStatistics, RowFisher};
 use serde::Deserialize;
 
-use crate::gradient_samples::{LABELS, LONGEST_SAMPLE, gradient_samples};
+use crate::gradient_samples::{LABELS, gradient_batch, gradient_samples, told_to};
 use crate::plan_request::Survey;
 use crate::{AllocationChoice, Calibration, Model, PlanRequest, Reporter, hf_folder, plan_request};
 
@@ -160,20 +160,11 @@ impl Observation<'_> {
     async fn gradients(&self, n_tokens: usize) -> Result<Vec<LayerGradients>, InMemoryError> {
         let weights = &self.model.checkpoint;
         let windows = gradient_samples(self.calibration, n_tokens).windows;
-        let batch = (self.batch_tokens.min(LONGEST_SAMPLE) / windows.seq_len).clamp(1, windows.n);
+        let batch = gradient_batch(self.batch_tokens, &windows);
         let mut tape = Tape::in_memory(self.model.config(), windows.n, windows.seq_len, batch);
         let samples = Samples { ids: &windows.ids, counted: None };
         let options = GradientOptions { labels: LABELS, row_fisher: Some(RowFisher::PerExample) };
-        let mut told = None;
-        let progress = |stage: Stage, done: usize, all: usize| {
-            if told != Some(stage) {
-                if told.replace(stage).is_some() {
-                    self.reporter.end();
-                }
-                self.reporter.begin(stage.name(), all as u64);
-            }
-            self.reporter.advance(done as u64);
-        };
+        let progress = told_to(self.reporter);
         let mut layers = Vec::with_capacity(self.model.config().layers.len());
         let each = |_, gradients| {
             layers.push(gradients);

@@ -93,6 +93,7 @@ test.each([
   expect(await violations(shown)).toEqual([])
   const plan = (await shown.locator('.plan').textContent()) ?? ''
   expect(plan.includes('down')).toBe(mode !== 'sliced')
+  expect(plan).toMatch(/% lost/)
   const after = Number(await cell(shown, 'perplexity', 1))
   const download = shown.waitForEvent('download')
   await shown.getByRole('button', { name: 'Download' }).click()
@@ -108,6 +109,12 @@ test.each([
   const tolerance = mode === 'fwsvd' ? 5e-3 : 1e-3
   expect(Math.abs(after / run('eval', ours, ...text).perplexity - 1)).toBeLessThan(tolerance)
   expectSame(join(work, `${folder}-40`), ours, tolerance)
+  // What was lost at these sizes is not said of others.
+  await shown.getByRole('slider', { name: 'block weights removed' }).fill('0.1')
+  await shown.locator('.plan caption', { hasText: /^(9\.|1[01]\.)/ }).waitFor()
+  const lost = await shown.locator('.plan .error', { hasText: /% lost/ }).count()
+  expect(lost).toBeLessThan(12)
+  if (mode !== 'sliced') expect(lost).toBe(0)
   expect(page.errors).toEqual([])
   await shown.context().close()
 })

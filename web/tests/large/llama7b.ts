@@ -6,30 +6,28 @@ import type { Content } from '../browser/hub.ts'
 
 const WIDTH = 4096
 const HIDDEN = 11008
-const VOCAB = 32000
-const LAYERS = 32
 
-/** The model's files under `path`. */
-export function llama7b(path: string): Record<string, Content> {
+/** The model's files under `path`; perhaps with fewer layers, or more rows of the embedding. */
+export function llama7b(path: string, nLayers = 32, vocab = 32000): Record<string, Content> {
   const bundled = (name: string) => readFileSync(fileURLToPath(new URL(`../../../cli/demo/stories260k/${name}`, import.meta.url)))
   const config = {
     ...JSON.parse(bundled('config.json').toString()),
     hidden_size: WIDTH,
     intermediate_size: HIDDEN,
-    num_hidden_layers: LAYERS,
+    num_hidden_layers: nLayers,
     num_attention_heads: 32,
     num_key_value_heads: 32,
     head_dim: 128,
-    vocab_size: VOCAB,
+    vocab_size: vocab,
     max_position_embeddings: 4096,
     tie_word_embeddings: false,
     torch_dtype: 'float16',
   }
-  const files = { 'config.json': Buffer.from(JSON.stringify(config)), 'tokenizer.json': bundled('tokenizer.json'), 'model.safetensors': weights() }
+  const files = { 'config.json': Buffer.from(JSON.stringify(config)), 'tokenizer.json': bundled('tokenizer.json'), 'model.safetensors': weights(nLayers, vocab) }
   return Object.fromEntries(Object.entries(files).map(([name, content]) => [path + name, content]))
 }
 
-function shapes(): [string, number[]][] {
+function shapes(nLayers: number, vocab: number): [string, number[]][] {
   const layer = (i: number): [string, number[]][] => [
     ...['q', 'k', 'v', 'o'].map((map): [string, number[]] => [`model.layers.${i}.self_attn.${map}_proj.weight`, [WIDTH, WIDTH]]),
     [`model.layers.${i}.mlp.gate_proj.weight`, [HIDDEN, WIDTH]],
@@ -39,17 +37,17 @@ function shapes(): [string, number[]][] {
     [`model.layers.${i}.post_attention_layernorm.weight`, [WIDTH]],
   ]
   return [
-    ['model.embed_tokens.weight', [VOCAB, WIDTH]],
-    ...Array.from({ length: LAYERS }, (_, i) => layer(i)).flat(),
+    ['model.embed_tokens.weight', [vocab, WIDTH]],
+    ...Array.from({ length: nLayers }, (_, i) => layer(i)).flat(),
     ['model.norm.weight', [WIDTH]],
-    ['lm_head.weight', [VOCAB, WIDTH]],
+    ['lm_head.weight', [vocab, WIDTH]],
   ]
 }
 
-function weights(): Content {
+function weights(nLayers: number, vocab: number): Content {
   const header: Record<string, unknown> = {}
   let end = 0
-  for (const [name, shape] of shapes()) {
+  for (const [name, shape] of shapes(nLayers, vocab)) {
     const bytes = 2 * shape.reduce((product, size) => product * size, 1)
     header[name] = { dtype: 'F16', shape, data_offsets: [end, (end += bytes)] }
   }

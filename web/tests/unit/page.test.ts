@@ -91,7 +91,7 @@ describe('lessons', () => {
 
   test('a plan by hand has the widths that were measured', () => {
     const layer = { index: 0, block_influence: 0, sparsity: 0, d_ff: 384, d_qk: 32, d_v: 32 }
-    const plan = { target: 0, totals: { block_params_before: 1, block_params_after: 1, sparsity: 0 }, layers: [layer, layer] }
+    const plan = { mode: 'paper', unit: 'residual-energy', target: 0, totals: { block_params_before: 1, block_params_after: 1, sparsity: 0 }, layers: [layer, layer] }
     expect(byHand(plan, [0, 3]).layers.map(({ d_ff }) => d_ff)).toEqual([384, measured.widths[3]?.d_ff])
   })
 })

@@ -38,7 +38,7 @@ const GRADIENT_BATCH = 512
  * To observe a model on so many tokens and to compress it as `mode` does: the statistics of all layers, and the work on the
  * largest.
  */
-export function compressionBytes({ layers, dModel, nHeads, nKvHeads }: Summary, tokens: number, mode: Mode): number {
+export function compressionBytes({ layers, dModel, nHeads, nKvHeads, vocab }: Summary, tokens: number, mode: Mode): number {
   const hasInputs = mode !== 'best' && mode !== 'paper'
   const hasGradients = mode === 'fwsvd'
   const parts = layers.map(({ dFf, dQk, dV, params }) => {
@@ -52,10 +52,13 @@ export function compressionBytes({ layers, dModel, nHeads, nKvHeads }: Summary, 
     const decomposing = 3 * weights + 24 * dFf * (dFf + dModel) + statistics
     // The graph keeps activations and attention's weights, and as much again is under way; of a map its gradient and the square.
     const attention = 12 * GRADIENT_BATCH * Math.min(GRADIENT_BATCH, tokens) * nHeads
-    const goingBack = hasGradients ? 3 * weights + (2 * activations * GRADIENT_BATCH) / BATCH_TOKENS + 2 * attention : 0
+    const goingBack = hasGradients ? 3 * weights + (2 * activations * GRADIENT_BATCH) / BATCH_TOKENS + 2 * attention + 2 * gradients : 0
     return { statistics, work: Math.max(observing, decomposing, goingBack) }
   })
-  const work = Math.max(...parts.map(({ work }) => work))
+  // The loss takes a part of the vocabulary at a time, and 1024 tokens.
+  const part = Math.min(8192, vocab)
+  const loss = hasGradients ? 4 * (2 * part * dModel + 4 * 1024 * part + 4 * GRADIENT_TOKENS * dModel) : 0
+  const work = Math.max(loss, ...parts.map(({ work }) => work))
   const stream = 4 * dModel * (hasGradients ? Math.max(tokens, GRADIENT_TOKENS * (layers.length + 1)) : tokens)
   return PROGRAM_BYTES + sum(parts.map(({ statistics }) => statistics)) + stream + work
 }

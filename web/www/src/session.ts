@@ -72,7 +72,8 @@ export interface Session {
   readonly observedOn: { readonly text: string; readonly request: CalibrationRequest } | null
   readonly activations: readonly (ActivationSpectra | undefined)[]
   readonly planned: Planned | null
-  readonly layerReports: readonly LayerReport[]
+  /** The plan that was applied last, and what came of its layers so far. */
+  readonly reported: { readonly plan: Plan; readonly layers: readonly LayerReport[] } | null
   readonly result: { readonly report: Report; readonly summary: Summary; readonly kept: Kept; readonly seconds: number } | null
   readonly scores: Readonly<Partial<Record<Side, Evaluation>>>
   readonly texts: Readonly<Partial<Record<Side, Written>>>
@@ -88,7 +89,7 @@ const NOTHING_OPEN = {
   observedOn: null,
   activations: [],
   planned: null,
-  layerReports: [],
+  reported: null,
   result: null,
   scores: {},
   texts: {},
@@ -341,9 +342,11 @@ export async function observe(text: string, request: CalibrationRequest): Promis
     change({ problem: sentence(`this model cannot be observed here: ${stands.why}`) })
     return false
   }
+  // The core lets go of what it knew before.
+  change({ statistics: null, observedOn: null, activations: [], planned: null, result: null, reported: null })
   return working('observing the model', async (progress) => {
     const statistics = await core.ask('calibrate', { text, request }, progress)
-    change({ statistics, observedOn: { text, request }, activations: [], planned: null, result: null, layerReports: [] })
+    change({ statistics, observedOn: { text, request } })
   })
 }
 
@@ -370,7 +373,7 @@ export async function makePlan(request: PlanRequest, held: readonly HeldWidth[] 
     return true
   } catch (error) {
     // What cannot be held leaves the last plan, in which the reader can let go of it.
-    const planned = held.length > 0 ? session.planned : null
+    const planned = held.length > 0 && session.planned?.plan.mode === request.mode ? session.planned : null
     if (!(error instanceof Aborted || error instanceof Crashed)) change({ planned, work: null, problem: sentence(error) })
     return false
   } finally {
@@ -379,7 +382,8 @@ export async function makePlan(request: PlanRequest, held: readonly HeldWidth[] 
 }
 
 export async function compress(plan: Plan): Promise<boolean> {
-  change({ layerReports: [], result: null })
+  const layers: LayerReport[] = []
+  change({ reported: { plan, layers }, result: null })
   const begin = performance.now()
   const scores = session.scores.dense === undefined ? {} : { dense: session.scores.dense }
   const texts = session.texts.dense === undefined ? {} : { dense: session.texts.dense }
@@ -387,8 +391,9 @@ export async function compress(plan: Plan): Promise<boolean> {
     const folder = `${folderName(session.source?.name ?? '')}-${Math.round(100 * plan.totals.sparsity)}`
     const { report, summary, kept } = await core.ask('compress', { plan, folder }, (told) => {
       if (!('layer' in told)) return
-      change({ layerReports: [...session.layerReports, told.layer] })
-      progress({ done: session.layerReports.length, of: plan.layers.length })
+      layers.push(told.layer)
+      change({ reported: { plan, layers: [...layers] } })
+      progress({ done: layers.length, of: plan.layers.length })
     })
     change({ result: { report, summary, kept, seconds: (performance.now() - begin) / 1000 }, scores, texts })
   })

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decide::{Decision, decide};
 use super::notes::{read_note, write_note};
-use super::prefix::Prefix;
+use super::prefix::{Prefix, forget_half_written};
 use super::request_words;
 use super::survey::{Known, SurveyFolder};
 use super::{CalibrationRun, GradientsFolder, MemoryPlan, RunError, StatisticsFolder};
@@ -225,7 +225,8 @@ async fn fill(
     };
     let gradients = (plan.unit == ErrorUnit::Nats).then(|| GradientsFolder::new(statistics.path()));
     let known = Known { model, statistics: &statistics, gradients: gradients.as_ref() };
-    let done = apply(run, options, &known, &plan, &orders, dtype, folder).await?;
+    let done = apply(run, options, &known, &plan, &orders, dtype, folder).await;
+    let done = done.inspect_err(|_| forget_half_written(folder))?;
 
     let mut config = model.config().clone();
     let summary = ModelSummary::of(&config);
@@ -302,8 +303,7 @@ async fn apply(
             prefix.pass(index).await?;
         } else if let Some(prefix) = &mut prefix {
             let dense = weights.into_dense().map_err(WeightError::from)?;
-            let refitted = prefix.refit(index, dense, &shape, &units, plan.methods.prefix, plan.ridges.prefix).await;
-            let refitted = refitted.inspect_err(|_| prefix.forget_half_written(folder))?;
+            let refitted = prefix.refit(index, dense, &shape, &units, plan.methods.prefix, plan.ridges.prefix).await?;
             report.value_output.fallbacks += refitted.output_attempts;
             report.mlp.fallbacks += refitted.down_attempts;
             weights = refitted.weights.into();

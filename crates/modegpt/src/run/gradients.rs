@@ -8,14 +8,14 @@ use std::sync::Mutex;
 
 use modegpt_architecture::{LayerShape, ModelConfig};
 use modegpt_checkpoint::{Existing, Journal, OutputFolder};
-use modegpt_gradient::{GradientOptions, LayerGradients, Loss, Samples, Stage, Tape, loss_elements};
+use modegpt_gradient::{GradientOptions, LayerGradients, Loss, Samples, Tape, loss_elements};
 use modegpt_model::{Compute, ResidualStore, StoreError};
 use modegpt_statistics::{GradientsHeader, Labels};
 use modegpt_text::token_hash;
 
 use super::memory::{PROGRAM_BYTES, Workload, activation_bytes, layer_bytes};
 use super::{CalibrationRun, GradientsFolder, MemoryPlan, RunError};
-use crate::gradient_samples::{LABELS, LONGEST_SAMPLE, gradient_samples};
+use crate::gradient_samples::{LABELS, gradient_batch, gradient_samples, told_to};
 use crate::{Calibration, Model, Reporter};
 
 /// The tape, where it is kept on the disk. Its name is that of a scratch file, which go with an abandoned run.
@@ -33,7 +33,7 @@ pub struct GradientRun<'a> {
     pub options: GradientOptions,
     /// What computes.
     pub compute: &'a Compute,
-    /// Tokens computed at once.
+    /// Tokens that a plain forward pass computes at once; this one computes no more, and fewer if they are many.
     pub batch_tokens: usize,
     /// Keep the inputs of all layers on the disk if more host memory than this would be needed.
     pub max_host_bytes: Option<u64>,
@@ -83,8 +83,7 @@ impl CalibrationRun<'_> {
             counted: self.labelled.map(|labelled| labelled.counted.as_slice()),
             options: GradientOptions { labels, row_fisher: self.row_fisher },
             compute: self.compute,
-            // The graph keeps everything, so fewer tokens at once.
-            batch_tokens: self.batch_tokens.min(LONGEST_SAMPLE),
+            batch_tokens: self.batch_tokens,
             max_host_bytes: self.max_host_bytes,
             reporter: self.reporter,
         }
@@ -154,16 +153,7 @@ impl GradientRun<'_> {
             if on_disk { Box::new(TapeFile::create(tape, n)?) } else { Box::new(vec![0.0; n]) };
         let mut stream = Tape::new(store, config, windows.n, windows.seq_len, self.batch());
         let samples = Samples { ids: &windows.ids, counted: self.counted };
-        let mut told = None;
-        let progress = |stage: Stage, done, all| {
-            if told != Some(stage) {
-                if told.replace(stage).is_some() {
-                    self.reporter.end();
-                }
-                self.reporter.begin(stage.name(), all as u64);
-            }
-            self.reporter.advance(done as u64);
-        };
+        let progress = told_to(self.reporter);
         let weights = &self.model.checkpoint;
         let options = &self.options;
         let collected =
@@ -237,8 +227,7 @@ impl GradientRun<'_> {
     }
 
     fn batch(&self) -> usize {
-        let windows = &self.samples.windows;
-        (self.batch_tokens / windows.seq_len.max(1)).clamp(1, windows.n.max(1))
+        gradient_batch(self.batch_tokens, &self.samples.windows)
     }
 }
 

@@ -118,11 +118,6 @@ impl<'a> KeptStream<'a> {
         }
     }
 
-    /// Forgets what nothing can be resumed from, after an error.
-    pub(super) fn forget_half_written(&self) {
-        self.kept.forget_half_written();
-    }
-
     /// Keeps the output of `layer` in place of its input.
     pub(super) fn settle(&mut self, layer: usize) -> Result<(), RunError> {
         match &self.place {

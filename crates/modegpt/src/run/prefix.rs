@@ -25,11 +25,11 @@ use modegpt_statistics::PrefixStatistics;
 
 use super::calibrate::at_layer;
 use super::kept_stream::{KeptStream, tensor};
-use super::scratch::FileStore;
+use super::scratch::{Checkpointed, FileStore};
 use super::{CalibrationRun, RunError};
 
-/// How far what is wanted behind a half lies towards the original stream, from what the original half makes of the erroneous
-/// one.
+/// How far what is wanted behind a half lies towards the original stream, from the erroneous one with what the original half
+/// adds.
 const DRAWN_BACK: f32 = 0.5;
 
 /// A layer whose last maps were refitted.
@@ -200,16 +200,6 @@ impl<'a> Prefix<'a> {
         self.settle(layer)
     }
 
-    /// Forgets, after an error, what nothing can be resumed from: the disk may be full.
-    pub(super) fn forget_half_written(&mut self, folder: &OutputFolder) {
-        self.original.forget_half_written();
-        self.compressed.forget_half_written();
-        if self.units.take().is_some() {
-            // The run ends by another error, which is told.
-            drop(std::fs::remove_file(units_path(folder)));
-        }
-    }
-
     /// Both streams have passed `layer`.
     fn settle(&mut self, layer: usize) -> Result<(), RunError> {
         self.original.settle(layer)?;
@@ -229,6 +219,15 @@ impl<'a> Prefix<'a> {
 /// The file for units, if this device shall keep them.
 fn units_file(run: &CalibrationRun<'_>, folder: &OutputFolder) -> Result<Option<FileStore>, RunError> {
     run.compute.is_host.then(|| FileStore::scratch(&units_path(folder))).transpose()
+}
+
+/// Forgets, after an error, what nothing can be resumed from: the disk may be full.
+pub(super) fn forget_half_written(folder: &OutputFolder) {
+    for place in places(folder) {
+        Checkpointed::new(&place).forget_half_written();
+    }
+    // There may be none; and the run ends by another error, which is told.
+    drop(std::fs::remove_file(units_path(folder)));
 }
 
 fn units_path(folder: &OutputFolder) -> PathBuf {

@@ -179,6 +179,8 @@ fn checksum(reader: &mut impl Read) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -203,13 +205,17 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let kept = Checkpointed::new(folder.path());
         kept.save(0, &[1.0, 2.0]).expect("written");
-        for name in ["stream-00001.tmp", "model.safetensors"] {
+        for name in ["stream-00001.tmp", "stream-00001.middle", "model.safetensors"] {
             fs::write(folder.path().join(name), b"half").expect("written");
         }
+        let left = || -> BTreeSet<_> {
+            let entries = fs::read_dir(folder.path()).expect("a folder");
+            entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a plain name")).collect()
+        };
+        kept.forget_half_written();
+        assert_eq!(left(), ["model.safetensors", "stream-00000.f32"].map(str::to_owned).into());
         kept.forget_all().expect("removed");
-        let left: Vec<_> =
-            fs::read_dir(folder.path()).expect("a folder").map(|e| e.expect("an entry").file_name()).collect();
-        assert_eq!(left, ["model.safetensors"]);
+        assert_eq!(left(), ["model.safetensors".to_owned()].into());
     }
 
     #[test]

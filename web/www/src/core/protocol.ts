@@ -118,6 +118,10 @@ export interface ErrorCurve {
 
 /** A plan; only what the page shows or edits is typed, the rest travels untouched. */
 export interface Plan {
+  /** A [`Mode`]. */
+  mode: string
+  /** What errors are measured in: `nats`, `residual-energy` or `map-energy`. */
+  unit: string
   target: number
   totals: { block_params_before: number; block_params_after: number; sparsity: number }
   layers: LayerPlan[]

@@ -150,10 +150,11 @@ const topics: Topics = {
 
   async calibrate({ text, request }, tell) {
     const progress = (done: number, of: number) => tell({ done, of })
-    const seen = await opened().calibrate(computing(), text, JSON.stringify(request), progress)
+    // There may be no room for those before beside the new ones.
     statistics?.free()
-    statistics = seen
-    return JSON.parse(seen.summary())
+    statistics = undefined
+    statistics = await opened().calibrate(computing(), text, JSON.stringify(request), progress)
+    return JSON.parse(statistics.summary())
   },
 
   async activations({ layer }) {

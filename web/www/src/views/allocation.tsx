@@ -1,7 +1,7 @@
 /** Who gives how much: the plan as a table of bars, which can be set by hand where the plan knows what that costs. */
 import { useRef } from 'preact/hooks'
 
-import { type ErrorCurve, type HeldWidth, type LayerPlan, type LayerReport, type LayerSummary, type MapName, type Module, MODULES, type Planned, type Summary } from '../core/protocol.ts'
+import { type ErrorCurve, type HeldWidth, type LayerPlan, type LayerReport, type LayerSummary, MAP_MODES, type MapName, MAPS, type Module, MODULES, type Planned, type Summary } from '../core/protocol.ts'
 import { useSession } from '../session.ts'
 import { Figure } from '../ui/controls.tsx'
 import { grouped, percent, short } from '../ui/number.ts'
@@ -37,8 +37,13 @@ interface AllocationProps {
 
 export function Allocation({ planned, summary, held, off, onHold, disabled }: AllocationProps) {
   const { plan, error, leastError } = planned
-  const { layerReports } = useSession()
-  const ofMaps = plan.layers.some(({ ranks }) => ranks !== undefined)
+  const { reported } = useSession()
+  const ofMaps = MAP_MODES.some((mode) => mode === plan.mode)
+  // What another method lost, or at other ranks, says nothing of this plan.
+  const reportOf = (layer: LayerPlan) => {
+    const isSame = reported?.plan.mode === plan.mode && sameRanks(reported.plan.layers[layer.index], layer)
+    return isSame ? reported?.layers[layer.index] : undefined
+  }
   const most = Math.max(...plan.layers.flatMap(({ curves }) => (curves === undefined ? [] : MODULES.map((module) => curves[NAMES[module][1]].errors[0] ?? 0))))
   const hold = (layer: number, module: Module, width: number | undefined) => {
     const others = held.filter((one) => one.layer !== layer || one.module !== module)
@@ -68,14 +73,14 @@ export function Allocation({ planned, summary, held, off, onHold, disabled }: Al
                 <th scope="row">{i}</th>
                 {MODULES.map((module) =>
                   ofMaps ? (
-                    <MapsCell key={module} module={module} layer={layer} dense={summary.layers[i]} summary={summary} report={layerReports[i]} />
+                    <MapsCell key={module} module={module} layer={layer} dense={summary.layers[i]} summary={summary} report={reportOf(layer)} />
                   ) : (
                   <Cell
                     key={module}
                     layer={layer}
                     module={module}
                     dense={summary.layers[i]?.[NAMES[module][2]] ?? NaN}
-                    report={layerReports[i]}
+                    report={reportOf(layer)}
                     most={most}
                     held={held.find((one) => one.layer === i && one.module === module)?.width}
                     onHold={onHold === undefined || disabled || off.includes(module) ? undefined : (width) => hold(i, module, width)}
@@ -90,7 +95,7 @@ export function Allocation({ planned, summary, held, off, onHold, disabled }: Al
       </div>
       {error !== undefined && leastError !== undefined && (
         <div class="numbers">
-          <Figure value={short(error)} label={unit(plan.layers)} tone={held.length + off.length === 0 ? 'kept' : 'lost'} />
+          <Figure value={short(error)} label={`${UNITS[plan.unit] ?? plan.unit}: the sum of the errors`} tone={held.length + off.length === 0 ? 'kept' : 'lost'} />
           {held.length + off.length > 0 && <Figure value={leastError > 0 ? `× ${(error / leastError).toFixed(2)}` : '–'} label="of what the solver would lose" />}
         </div>
       )}
@@ -115,8 +120,14 @@ export function Allocation({ planned, summary, held, off, onHold, disabled }: Al
   )
 }
 
-function unit(layers: readonly LayerPlan[]): string {
-  return layers[0]?.curves?.unit === 'nats' ? 'nats a token: the sum of the errors' : 'of the stream’s energy: the sum of the errors'
+const UNITS: Readonly<Record<string, string>> = {
+  nats: 'nats a token',
+  'residual-energy': 'of the stream’s energy',
+  'map-energy': 'of what maps carry',
+}
+
+function sameRanks(a: LayerPlan | undefined, b: LayerPlan): boolean {
+  return MAPS.every((name) => a?.ranks?.[name] === b.ranks?.[name])
 }
 
 interface MapsCellProps {

@@ -91,7 +91,11 @@ export function Compress() {
     last.current = request
     void makePlan(...request)
   }, [request, statistics, work === null])
-  const hold = (widths: readonly HeldWidth[]) => setParams({ held: widths.length === 0 ? undefined : formatHeld(widths) })
+  const hold = (widths: readonly HeldWidth[]) => {
+    // Those of modules that give nothing count again when these give.
+    const all = [...parseHeld(asked).filter(({ module }) => off.includes(module)), ...widths]
+    setParams({ held: all.length === 0 ? undefined : formatHeld(all) })
+  }
 
   const run = async () => {
     if (summary === null) return
