@@ -11,7 +11,7 @@ use super::calibrate::{Place, at_layer};
 use super::scratch::{Checkpointed, FileStore};
 use super::{CalibrationRun, RunError};
 
-/// A stream that is kept on the disk between layers, to resume from, and in memory too if it shall be.
+/// A stream that is kept on the disk between layers, to resume from, and in memory too unless memory is short.
 pub(super) struct KeptStream<'a> {
     run: &'a CalibrationRun<'a>,
     kept: Checkpointed,
@@ -20,26 +20,22 @@ pub(super) struct KeptStream<'a> {
 
 impl<'a> KeptStream<'a> {
     /// The stream at the input of `layer` as it was kept in `folder`; `None` if it is not whole.
-    pub(super) fn resume(
-        run: &'a CalibrationRun<'a>,
-        folder: &Path,
-        layer: usize,
-        on_disk: bool,
-    ) -> Result<Option<Self>, RunError> {
+    pub(super) fn resume(run: &'a CalibrationRun<'a>, folder: &Path, layer: usize) -> Result<Option<Self>, RunError> {
         let kept = Checkpointed::new(folder);
         if !kept.is_intact(layer, run.n_elements()) {
             return Ok(None);
         }
+        let on_disk = run.memory_plan(true).stream_on_disk;
         let place = if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, run.n_elements())?) };
         Ok(Some(Self { run, kept, place }))
     }
 
     /// The stream at the input of the first layer, to be kept in `folder`.
-    pub(super) async fn embed(run: &'a CalibrationRun<'a>, folder: PathBuf, on_disk: bool) -> Result<Self, RunError> {
+    pub(super) async fn embed(run: &'a CalibrationRun<'a>, folder: PathBuf) -> Result<Self, RunError> {
         std::fs::create_dir_all(&folder).map_err(|reason| RunError::Scratch { path: folder.clone(), reason })?;
         let kept = Checkpointed::new(&folder);
         let (ids, weights) = (&run.calibration.windows.ids, &run.model.checkpoint);
-        let place = if on_disk {
+        let place = if run.memory_plan(true).stream_on_disk {
             let output = kept.path(0).with_extension("tmp");
             let store = FileStore::new(None, &output)?;
             run.stream(Box::new(store)).embed(weights, ids, run.compute).await?;

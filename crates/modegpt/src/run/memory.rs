@@ -60,11 +60,11 @@ impl MemoryPlan {
         let observe = weights + activations + accumulators + 2 * statistics;
         // The layer before and after, its statistics as read and as numbers, and the factorisation.
         let decompose = 3 * weights + 2 * statistics + largest(factorisation_bytes);
-        // The refit on the compressed prefix holds the original layer and the compressed one, and observes, while nothing is
-        // factorised. Of its two streams one is on the disk in any case.
-        let (refit, n_streams) = if prefix { (observe + 2 * weights, 1) } else { (0, 0) };
-        // Of each of the two the inputs of two layers, the place behind attention and what is being written.
-        let n_stream_files = if prefix { 10 } else { 2 };
+        // The refit on the compressed prefix holds two streams, the original layer and the compressed one, and observes, while
+        // nothing is factorised.
+        let (refit, n_streams) = if prefix { (observe + 2 * weights, 2) } else { (0, 0) };
+        // Of each the inputs of two layers, the place behind attention and what is being written.
+        let n_stream_files = 2 + 4 * n_streams;
         let units_of_token = if prefix && work.is_host { largest(most_units) } else { 0 };
         let device_bytes = weights + activations;
         let host_work = if work.is_host { observe } else { observe - activations / 2 };

@@ -41,8 +41,7 @@ pub(super) struct Refitted {
     pub(super) down_attempts: u32,
 }
 
-/// Both streams at the input of the next layer. That of the original model, which passes each layer once, is read and written
-/// where it is kept: the refit holds no more streams in memory than calibration does.
+/// Both streams at the input of the next layer.
 pub(super) struct Prefix<'a> {
     run: &'a CalibrationRun<'a>,
     original: KeptStream<'a>,
@@ -61,8 +60,8 @@ impl<'a> Prefix<'a> {
         layer: usize,
     ) -> Result<Option<Self>, RunError> {
         let [original, compressed] = places(folder);
-        let original = KeptStream::resume(run, &original, layer, true)?;
-        let compressed = KeptStream::resume(run, &compressed, layer, run.memory_plan(true).stream_on_disk)?;
+        let original = KeptStream::resume(run, &original, layer)?;
+        let compressed = KeptStream::resume(run, &compressed, layer)?;
         let Some((original, compressed)) = original.zip(compressed) else { return Ok(None) };
         Ok(Some(Self { run, original, compressed, units: units_file(run, folder)? }))
     }
@@ -72,8 +71,8 @@ impl<'a> Prefix<'a> {
         let [original, compressed] = places(folder);
         Ok(Self {
             run,
-            original: KeptStream::embed(run, original, true).await?,
-            compressed: KeptStream::embed(run, compressed, run.memory_plan(true).stream_on_disk).await?,
+            original: KeptStream::embed(run, original).await?,
+            compressed: KeptStream::embed(run, compressed).await?,
             units: units_file(run, folder)?,
         })
     }
