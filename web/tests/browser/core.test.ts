@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import type { Page } from 'playwright-core'
 import { afterAll, describe, expect, test } from 'vitest'
 
-import type { Widths } from '../../www/src/core/protocol.ts'
+import type { LayerPlan, Plan } from '../../www/src/core/protocol.ts'
 import { overflow, studio, violations } from './harness.ts'
 
 const page = studio()
@@ -30,6 +30,25 @@ async function cell(shown: Page, row: string, column: 0 | 1): Promise<string> {
 function run(...args: string[]): { perplexity: number } & Record<string, unknown> {
   if (PROGRAM === undefined) throw new Error('MODEGPT names the command line to compare with: set it')
   return JSON.parse(execFileSync(PROGRAM, [...args, '--device', 'cpu', '--json'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }))
+}
+
+/** What the page calibrates and scores by, as options of the command line. */
+const CALIBRATION = ['--calibration', `${DEMO}/calibration.txt`, '--samples', '64', '--seq-len', '256', '--seed', '0']
+const SCORE = ['--text', `${DEMO}/held-out.txt`, '--seq-len', '256', '--max-windows', '32']
+
+function perplexity(folder: string): number {
+  return run('eval', folder, ...SCORE).perplexity
+}
+
+/** Downloads the compressed model; gives the new folder in which its own lies. */
+async function downloaded(shown: Page): Promise<string> {
+  const download = shown.waitForEvent('download')
+  await shown.getByRole('button', { name: 'Download' }).click()
+  const folder = mkdtempSync(join(work, 'downloaded-'))
+  const archive = join(folder, 'it.tar')
+  await (await download).saveAs(archive)
+  execFileSync('tar', ['-xf', archive, '-C', folder])
+  return folder
 }
 
 describe.each([
@@ -60,20 +79,11 @@ describe.each([
     const before = Number(await cell(shown, 'perplexity', 0))
     const after = Number(await cell(shown, 'perplexity', 1))
 
-    const download = shown.waitForEvent('download')
-    await shown.getByRole('button', { name: 'Download' }).click()
-    const archive = join(work, `${folder}.tar`)
-    await (await download).saveAs(archive)
-    execFileSync('tar', ['-xf', archive, '-C', work])
-    const written = join(work, `${folder}-25`)
-
-    const text = ['--text', `${DEMO}/held-out.txt`, '--seq-len', '256', '--max-windows', '32']
-    expect(before / run('eval', `${DEMO}/${folder}`, ...text).perplexity).toBeCloseTo(1, 3)
-    expect(after / run('eval', written, ...text).perplexity).toBeCloseTo(1, 3)
-
+    const written = join(await downloaded(shown), `${folder}-25`)
+    expect(before / perplexity(`${DEMO}/${folder}`)).toBeCloseTo(1, 3)
+    expect(after / perplexity(written)).toBeCloseTo(1, 3)
     const ours = join(work, `${folder}-ours`)
-    const calibration = ['--calibration', `${DEMO}/calibration.txt`, '--samples', '64', '--seq-len', '256', '--seed', '0']
-    run('compress', `${DEMO}/${folder}`, '-o', ours, '--sparsity', '0.25', ...options, ...calibration)
+    run('compress', `${DEMO}/${folder}`, '-o', ours, '--sparsity', '0.25', ...options, ...CALIBRATION)
     expectSame(written, ours)
     await shown.context().close()
   })
@@ -95,20 +105,13 @@ test.each([
   expect(plan.includes('down')).toBe(mode !== 'sliced')
   expect(plan).toMatch(/% lost/)
   const after = Number(await cell(shown, 'perplexity', 1))
-  const download = shown.waitForEvent('download')
-  await shown.getByRole('button', { name: 'Download' }).click()
-  const archive = join(work, `${mode}.tar`)
-  await (await download).saveAs(archive)
-  execFileSync('tar', ['-xf', archive, '-C', work])
-
+  const written = join(await downloaded(shown), `${folder}-40`)
   const ours = join(work, mode)
-  const calibration = ['--calibration', `${DEMO}/calibration.txt`, '--samples', '64', '--seq-len', '256', '--seed', '0']
-  run('compress', `${DEMO}/${folder}`, '-o', ours, '--sparsity', '0.4', '--mode', mode, ...calibration)
-  const text = ['--text', `${DEMO}/held-out.txt`, '--seq-len', '256', '--max-windows', '32']
+  run('compress', `${DEMO}/${folder}`, '-o', ours, '--sparsity', '0.4', '--mode', mode, ...CALIBRATION)
   // FWSVD draws labels from the model: where a draw falls between two tokens, rounding chooses, for some of 2048.
   const tolerance = mode === 'fwsvd' ? 5e-3 : 1e-3
-  expect(Math.abs(after / run('eval', ours, ...text).perplexity - 1)).toBeLessThan(tolerance)
-  expectSame(join(work, `${folder}-40`), ours, tolerance)
+  expect(Math.abs(after / perplexity(ours) - 1)).toBeLessThan(tolerance)
+  expectSame(written, ours, tolerance)
   // What was lost at these sizes is not said of others.
   await shown.getByRole('slider', { name: 'block weights removed' }).fill('0.1')
   await shown.locator('.plan caption', { hasText: /^(9\.|1[01]\.)/ }).waitFor()
@@ -119,10 +122,13 @@ test.each([
   await shown.context().close()
 })
 
+function planIn(folder: string): Plan {
+  return JSON.parse(readFileSync(join(folder, 'modegpt_plan.json'), 'utf8'))
+}
+
 /** The plans of two compressed models keep the same, and their reports tell of the same errors, up to a share of these. */
 function expectSame(written: string, ours: string, tolerance = 1e-3): void {
-  const plan = (folder: string) => JSON.parse(readFileSync(join(folder, 'modegpt_plan.json'), 'utf8'))
-  expect(plan(written).layers.map(sizesOf)).toEqual(plan(ours).layers.map(sizesOf))
+  expect(planIn(written).layers.map(sizesOf)).toEqual(planIn(ours).layers.map(sizesOf))
   const report = (folder: string) => JSON.parse(readFileSync(join(folder, 'modegpt_report.json'), 'utf8'))
   report(written).layers.forEach((layer: Report, i: number) => {
     const theirs: Report = report(ours).layers[i]
@@ -139,7 +145,7 @@ interface Report {
   value_output: { relative_error: number }
 }
 
-function sizesOf({ d_ff, d_qk, d_v, ranks }: { d_ff: number; d_qk: number; d_v: number; ranks?: unknown }) {
+function sizesOf({ d_ff, d_qk, d_v, ranks }: LayerPlan) {
   return [d_ff, d_qk, d_v, ranks]
 }
 
@@ -182,12 +188,8 @@ test('an allocation set by hand keeps the budget, is in the address, and is appl
   expect(await violations(shown)).toEqual([])
 
   await compress(shown)
-  const archive = join(work, 'held.tar')
-  const download = shown.waitForEvent('download')
-  await shown.getByRole('button', { name: 'Download' }).click()
-  await (await download).saveAs(archive)
-  const plan = execFileSync('tar', ['-xOf', archive, 'stories260k-25/modegpt_plan.json'], { encoding: 'utf8' })
-  expect(JSON.parse(plan).layers.flatMap(({ d_ff, d_qk, d_v }: Widths) => [d_ff, d_qk, d_v])).toEqual(after)
+  const plan = planIn(join(await downloaded(shown), 'stories260k-25'))
+  expect(plan.layers.flatMap(({ d_ff, d_qk, d_v }) => [d_ff, d_qk, d_v])).toEqual(after)
 
   await shown.getByRole('button', { name: 'Let go of the one' }).click()
   await expect.poll(widths).toEqual(before)

@@ -2,7 +2,7 @@
  * What a model takes of this page, told before it is tried: bytes that the core holds at once. What is read from a disk or
  * a server and not kept does not count.
  */
-import type { DeviceInfo, Mode, Summary } from './core/protocol.ts'
+import { type DeviceInfo, mapWidths, type Mode, type Summary } from './core/protocol.ts'
 
 /** What the core is asked to compute at once. */
 export const BATCH_TOKENS = 1024
@@ -79,14 +79,10 @@ export function storedBytes({ layers, dtype }: Summary, index: number): number {
 }
 
 /** Roughly the multiplications that the singular values of all layers take. */
-export function spectraWork({ layers, dModel, nHeads, nKvHeads, gated }: Summary): number {
-  const square = (a: number, b: number) => a * b * Math.min(a, b)
-  return sum(
-    layers.map(({ dFf, dQk, dV }) => {
-      const maps = [nHeads * dQk, nKvHeads * dQk, nKvHeads * dV, nHeads * dV, dFf, dFf, ...(gated ? [dFf] : [])]
-      return sum(maps.map((width) => square(dModel, width)))
-    }),
-  )
+export function spectraWork(summary: Summary): number {
+  const { layers, dModel } = summary
+  const square = (width: number) => dModel * width * Math.min(dModel, width)
+  return sum(layers.map((layer) => sum(Object.values(mapWidths(summary, layer)).map(square))))
 }
 
 function sum(values: readonly number[]): number {

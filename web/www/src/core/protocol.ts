@@ -70,10 +70,14 @@ export interface DownErrors {
   whitened: number[]
 }
 
-/** What takes every map by itself; then what takes whole modules. */
-export const MAP_MODES = ['svd', 'fwsvd', 'asvd', 'svd-llm'] as const
+const MAP_MODES = ['svd', 'fwsvd', 'asvd', 'svd-llm'] as const
 export const MODES = ['best', 'paper', ...MAP_MODES, 'sliced'] as const
 export type Mode = (typeof MODES)[number]
+
+/** Whether a mode takes every map by itself; the others take whole modules. */
+export function takesMaps(mode: string): boolean {
+  return MAP_MODES.some((one) => one === mode)
+}
 
 export interface StatisticsSummary {
   samples: number
@@ -102,6 +106,12 @@ export interface LayerPlan extends Widths {
 
 export const MAPS = ['query', 'key', 'value', 'output', 'gate', 'up', 'down'] as const
 export type MapName = (typeof MAPS)[number]
+
+/** Of the maps of a layer the side that is not `dModel`; a map that the model does not have is missing. */
+export function mapWidths({ nHeads, nKvHeads, gated }: Summary, { dFf, dQk, dV }: LayerSummary): Partial<Record<MapName, number>> {
+  const maps = { query: nHeads * dQk, key: nKvHeads * dQk, value: nKvHeads * dV, output: nHeads * dV, up: dFf, down: dFf }
+  return gated ? { ...maps, gate: dFf } : maps
+}
 
 export interface LayerCurves {
   unit: string

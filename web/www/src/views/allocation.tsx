@@ -1,7 +1,7 @@
 /** Who gives how much: the plan as a table of bars, which can be set by hand where the plan knows what that costs. */
 import { useRef } from 'preact/hooks'
 
-import { type ErrorCurve, type HeldWidth, type LayerPlan, type LayerReport, type LayerSummary, MAP_MODES, type MapName, MAPS, type Module, MODULES, type Planned, type Summary } from '../core/protocol.ts'
+import { type ErrorCurve, type HeldWidth, type LayerPlan, type LayerReport, type LayerSummary, type MapName, MAPS, mapWidths, type Module, MODULES, type Planned, type Summary, takesMaps } from '../core/protocol.ts'
 import { useSession } from '../session.ts'
 import { Figure } from '../ui/controls.tsx'
 import { grouped, percent, short } from '../ui/number.ts'
@@ -38,7 +38,7 @@ interface AllocationProps {
 export function Allocation({ planned, summary, held, off, onHold, disabled }: AllocationProps) {
   const { plan, error, leastError } = planned
   const { reported } = useSession()
-  const ofMaps = MAP_MODES.some((mode) => mode === plan.mode)
+  const ofMaps = takesMaps(plan.mode)
   // What another method lost, or at other ranks, says nothing of this plan.
   const reportOf = (layer: LayerPlan) => {
     const isSame = reported?.plan.mode === plan.mode && sameRanks(reported.plan.layers[layer.index], layer)
@@ -140,31 +140,21 @@ interface MapsCellProps {
 
 /** The maps of a module, each by itself. */
 function MapsCell({ module, layer, dense, summary, report }: MapsCellProps) {
-  const { dModel, nHeads, nKvHeads, gated } = summary
   if (dense === undefined) return <td />
-  const { dFf, dQk, dV } = dense
-  const widths: Readonly<Record<MapName, number>> = {
-    query: nHeads * dQk,
-    key: nKvHeads * dQk,
-    value: nKvHeads * dV,
-    output: nHeads * dV,
-    gate: dFf,
-    up: dFf,
-    down: dFf,
-  }
+  const { dModel } = summary
+  const widths = mapWidths(summary, dense)
   return (
     <td>
-      {MAPS_OF[module]
-        .filter((name) => gated || name !== 'gate')
-        .map((name) => {
-          const [rank, width] = [layer.ranks?.[name], widths[name]]
-          const share = rank === undefined ? 1 : (rank * (dModel + width)) / (dModel * width)
-          return (
-            <span key={name} class="share map-share" style={{ '--share': share }}>
-              {name} {rank ?? 'whole'} {rank !== undefined && <small>of {Math.min(dModel, width)}</small>}
-            </span>
-          )
-        })}
+      {MAPS_OF[module].map((name) => {
+        const [rank, width] = [layer.ranks?.[name], widths[name]]
+        if (width === undefined) return null
+        const share = rank === undefined ? 1 : (rank * (dModel + width)) / (dModel * width)
+        return (
+          <span key={name} class="share map-share" style={{ '--share': share }}>
+            {name} {rank ?? 'whole'} {rank !== undefined && <small>of {Math.min(dModel, width)}</small>}
+          </span>
+        )
+      })}
       <small class="error">{lost(report?.[NAMES[module][3]].relative_error)}</small>
     </td>
   )

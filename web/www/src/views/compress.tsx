@@ -1,6 +1,6 @@
 import { useEffect, useMemo, useRef, useState } from 'preact/hooks'
 
-import { type HeldWidth, MAP_MODES, type Mode, MODES, MODULES, type PlanRequest } from '../core/protocol.ts'
+import { type HeldWidth, type Mode, MODES, MODULES, type PlanRequest, takesMaps } from '../core/protocol.ts'
 import { folderName } from '../core/store/tar.ts'
 import { BATCH_TOKENS } from '../needs.ts'
 import { setParams, useChoice, useNumber, usePlace } from '../place.ts'
@@ -30,13 +30,14 @@ import { useOpenModel } from './explore.tsx'
 const PROMPT = 'Once upon a time, there was a little girl named Lily.'
 const NEW_TOKENS = 60
 
-/** How layers give if nothing is said. */
+/** How much each layer gives. */
 type Spread = 'uniform' | 'paper' | 'curves'
 const SPREADS: readonly (readonly [Spread, string])[] = [
   ['curves', 'where it costs least'],
   ['paper', 'by its block influence'],
   ['uniform', 'the same'],
 ]
+/** If nothing is said; of the other modes the same for every layer. */
 const USUAL: Readonly<Partial<Record<Mode, Spread>>> = { best: 'curves', paper: 'paper' }
 
 const METHODS: readonly (readonly [Mode, string])[] = [
@@ -67,7 +68,7 @@ export function Compress() {
   const [heldOut, setHeldOut] = useState<string | null>(null)
   const [prompt, setPrompt] = useState(PROMPT)
   // Widths of modules are set by hand; of maps, ranks would have to be.
-  const hasWidths = !MAP_MODES.some((one) => one === mode)
+  const hasWidths = !takesMaps(mode)
   const byCurves = spread === 'curves' && hasWidths
   const { held: asked = '', off: without = '' } = usePlace().params
   const off = useMemo(() => {
