@@ -11,12 +11,14 @@ const TEXT: &str = "--text test.txt --text-seq-len 64 --max-windows 4 --new-toke
 #[test]
 fn a_comparison_is_a_page_a_table_and_an_object() {
     let desk = Desk::new();
-    let line = format!("compare llama --methods paper,best --sparsity 0.3 {SAMPLES} {TEXT} -o report");
+    let line = format!("compare llama --methods paper,best --sparsity 0.3..0.3 {SAMPLES} {TEXT} -o report");
     let report = desk.run(&format!("{line} --json")).json();
     assert_eq!(report["cells"].as_array().map(Vec::len), Some(2));
     assert_eq!(report["protocol"]["model"]["name"], "llama");
     assert_eq!(report["protocol"]["command"], format!("modegpt {line} --json"));
-    assert!(report["dense"]["tokens_per_sec"].as_f64().is_some_and(|speed| speed > 0.0));
+    for speed in ["tokens_per_sec", "tokens_per_sec_alone"] {
+        assert!(report["dense"][speed].as_f64().is_some_and(|speed| speed > 0.0), "{speed}");
+    }
     assert_eq!(desk.json("report/report.json"), report);
     let text = |name: &str| String::from_utf8(harness::read(&desk.path(name))).expect("text");
     assert!(text("report/report.csv").starts_with("part,label,method,sparsity,seed,"));
@@ -47,6 +49,8 @@ fn what_cannot_be_compared_is_refused_before_any_work() {
     refused("--methods paper-fisher", 2, &["no method `paper-fisher`"]);
     refused("--sparsity 0.3,1.5", 2, &["--sparsity", "expected a number in [0, 1)"]);
     refused("--sparsity 0.3,0.99", 1, &["paper at 99 %, seed 0: ", "sparsity"]);
+    refused("--sparsity 0.5..0.1", 2, &["--sparsity", "expected a range such as 0.1..0.5"]);
+    refused("--sparsity 0.2..0.4,0.3", 1, &["sparsity 0.3 is named twice"]);
     refused("--sparsity 0.3,0.3", 1, &["sparsity 0.3 is named twice"]);
     refused("--seeds 1,1", 1, &["seed 1 is named twice"]);
     refused("--text absent.txt", 1, &["cannot read text `absent.txt`"]);

@@ -143,8 +143,8 @@ fn eval_tells_perplexity_and_protocol() {
     let summary = desk.run(line).json();
     assert_names(
         &summary,
-        "perplexity n_tokens n_windows seq_len stride top1_accuracy token_hash special_tokens tokens_per_sec secs device \
-         params bytes peak_host_bytes",
+        "perplexity n_tokens n_windows seq_len stride top1_accuracy token_hash special_tokens tokens_per_sec secs program \
+         device fingerprint params bytes peak_host_bytes",
     );
     assert_positive(&summary, "tokens_per_sec secs peak_host_bytes");
     // A model trained on such text: far from one in 2048.

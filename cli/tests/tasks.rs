@@ -32,7 +32,7 @@ fn tasks_are_told_with_their_protocol() {
     let summary = desk.run(&format!("{LINE} --json")).json();
     let mut names: Vec<&str> = summary.as_object().expect("an object").keys().map(String::as_str).collect();
     names.sort_unstable();
-    let expected = "bytes device params peak_host_bytes secs special_tokens tasks tokens_per_sec";
+    let expected = "bytes device fingerprint params peak_host_bytes program secs special_tokens tasks tokens_per_sec";
     assert_eq!(names, expected.split(' ').collect::<Vec<_>>());
     assert!(summary["tokens_per_sec"].as_f64().is_some_and(|speed| speed > 0.0));
     let mut tasks = summary["tasks"].clone();

@@ -4,12 +4,12 @@
 
 use modegpt::architecture::LayerWeights;
 use modegpt::calibration::GramPath;
-use modegpt::compress::{LayerReport, Methods, Mode, PrefixRefit, Report, Target};
+use modegpt::compress::{ErrorUnit, LayerReport, Methods, Mode, PrefixRefit, Report, Rounding, Target};
 use modegpt::model_runtime::Compute;
-use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, compress};
+use modegpt::run::{CalibrationRun, CompressionOptions, PlanRequest, PlanSource, RunError, compress};
 use modegpt::text_tools::{Windows, token_hash};
 use modegpt::{Calibration, Model};
-use modegpt_tests::{Replaced, differences, logits, open, open_folder, stories};
+use modegpt_tests::{Replaced, differences, files_of, logits, open, open_folder, stories};
 use tempfile::TempDir;
 
 const MODELS: [&str; 2] = ["opt-tiny-stories", "stories260k"];
@@ -28,27 +28,60 @@ struct Stored {
 struct Way {
     mode: Mode,
     prefix: PrefixRefit,
+    /// Errors weighed with gradients of the loss.
+    fisher: bool,
 }
 
-const WAYS: [Way; 3] = [
-    Way { mode: Mode::Paper, prefix: PrefixRefit::None },
-    Way { mode: Mode::Best, prefix: PrefixRefit::None },
-    Way { mode: Mode::Best, prefix: PrefixRefit::All },
+impl Way {
+    const fn new(mode: Mode, prefix: PrefixRefit) -> Self {
+        Self { mode, prefix, fisher: false }
+    }
+}
+
+/// What takes whole modules.
+const WAYS: [Way; 4] = [
+    Way::new(Mode::Paper, PrefixRefit::None),
+    Way::new(Mode::Best, PrefixRefit::None),
+    Way::new(Mode::Best, PrefixRefit::All),
+    Way { fisher: true, ..Way::new(Mode::Best, PrefixRefit::All) },
 ];
+
+/// What is weighed by statistics, map by map, or only cut.
+const OTHERS: [Way; 4] = [
+    Way::new(Mode::Fwsvd, PrefixRefit::None),
+    Way::new(Mode::Asvd, PrefixRefit::None),
+    Way::new(Mode::SvdLlm, PrefixRefit::None),
+    Way::new(Mode::Sliced, PrefixRefit::None),
+];
+
+impl Way {
+    fn request(self, sparsity: f64) -> PlanRequest {
+        let usual = PlanRequest::new(Target::Sparsity(sparsity), self.mode);
+        let unit = if self.fisher { ErrorUnit::Nats } else { usual.unit };
+        PlanRequest { methods: Methods { prefix: self.prefix, ..usual.methods }, unit, ..usual }
+    }
+}
 
 /// Compresses, and tells what it cost.
 fn shrink(model: &Model, calibration: &Calibration, way: Way, sparsity: f64) -> (Stored, Report) {
+    shrink_as_asked(model, calibration, way.request(sparsity)).unwrap_or_else(|error| panic!("{way:?}: {error}"))
+}
+
+fn shrink_as_asked(
+    model: &Model,
+    calibration: &Calibration,
+    request: PlanRequest,
+) -> Result<(Stored, Report), RunError> {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (compute, usual) = (Compute::host(), PlanRequest::new(Target::Sparsity(sparsity), way.mode));
-    let request = PlanRequest { methods: Methods { prefix: way.prefix, ..usual.methods }, ..usual };
+    let compute = Compute::host();
     let run = CalibrationRun {
         collect: request.collect(),
+        gradient_tokens: (request.unit == ErrorUnit::Nats).then_some(512),
         ..CalibrationRun::new(model, calibration, &compute, GramPath::Host)
     };
     let options = CompressionOptions::new(PlanSource::Make(request));
-    let result = pollster::block_on(compress(&run, &options, &folder.path().join("small")));
-    let result = result.unwrap_or_else(|error| panic!("{way:?}: {error}"));
-    (Stored { model: open_folder(result.folder), _folder: folder }, result.report)
+    let result = pollster::block_on(compress(&run, &options, &folder.path().join("small")))?;
+    Ok((Stored { model: open_folder(result.folder), _folder: folder }, result.report))
 }
 
 /// `model` with one layer changed.
@@ -77,7 +110,7 @@ fn growth(name: &str, small: &Model, model: &Model) -> f64 {
 
 /// One sample of 64 tokens for 384 and 172 hidden units. What it does not tell stays as it was, and nothing needs more ridge
 /// than is added. Measured at 10 %, perplexity against that of the dense model with 64 and with 8192 tokens: opt-tiny-stories
-/// 1.02 and 1.01 by the paper, 1.01 and 1.00 in mode best; stories260k 1.74 and 1.33 by the paper, 1.87 and 1.20 in mode best.
+/// 1.02 and 1.01 by the paper, 1.01 and 1.00 in mode best; stories260k 1.79 and 1.33 by the paper, 1.69 and 1.16 in mode best.
 #[test]
 fn fewer_tokens_than_hidden_units_leave_a_sane_model() {
     for name in MODELS {
@@ -90,7 +123,7 @@ fn fewer_tokens_than_hidden_units_leave_a_sane_model() {
                 growth(&format!("{name}, {way:?}, {label}"), &small.model, &model)
             };
             let (few, plenty) = (of("64 tokens", &few), of("plenty", &plenty));
-            assert!(few < 3.0 * plenty, "{name}, {way:?}: {few} and {plenty}");
+            assert!(few < 2.0 * plenty, "{name}, {way:?}: {few} and {plenty}");
         }
     }
 }
@@ -121,6 +154,106 @@ fn a_layer_whose_hidden_units_are_all_dead_gives_what_it_can() {
     }
 }
 
+/// The same layer without an MLP to speak of, map by map: the down map never gets an input, so that nothing is lost of it.
+#[test]
+fn maps_that_never_get_an_input_are_no_obstacle() {
+    for name in MODELS {
+        let silence = |weights: &mut LayerWeights| {
+            weights.up.weight.data.fill(0.0);
+            if let Some(bias) = &mut weights.up.bias {
+                bias.fill(0.0);
+            }
+        };
+        let dead = edited(&open(name), silence);
+        let calibration = stories(&dead.model, 16, 128);
+        for way in OTHERS {
+            let (small, report) = shrink(&dead.model, &calibration, way, 0.3);
+            growth(&format!("{name}, {way:?}"), &small.model, &dead.model);
+            let layer = &report.layers[EDITED];
+            if way.mode == Mode::Sliced {
+                assert!(layer.after.d_ff < layer.before.d_ff && layer.mlp.relative_error <= 0.0, "{layer:?}");
+            } else {
+                let down = layer.maps.iter().find(|map| map.name.as_str() == "down").expect("reported");
+                assert!(down.rank.is_some() && down.relative_error <= 0.0, "{name}, {way:?}: {down:?}");
+            }
+        }
+    }
+}
+
+/// One kv head whose values, and one whose keys, are zero for every token.
+#[test]
+fn heads_that_deliver_nothing_give_what_they_can() {
+    for name in MODELS {
+        let model = open(name);
+        let d_head = model.config().layers[EDITED].d_v;
+        let silence = |weights: &mut LayerWeights| {
+            for (linear, head) in [(&mut weights.value, 0), (&mut weights.key, 1)] {
+                let head = head * d_head..(head + 1) * d_head;
+                let cols = linear.weight.cols;
+                for row in linear.weight.data.chunks_exact_mut(cols).chain(linear.bias.as_deref_mut()) {
+                    row[head.clone()].fill(0.0);
+                }
+            }
+        };
+        let dead = edited(&model, silence);
+        let calibration = stories(&dead.model, 16, 128);
+        let intact: Vec<_> = [WAYS.as_slice(), &OTHERS]
+            .concat()
+            .into_iter()
+            .map(|way| {
+                let (small, _) = shrink(&model, &calibration, way, 0.1);
+                growth(&format!("{name}, {way:?}"), &small.model, &model)
+            })
+            .collect();
+        for (way, intact) in [WAYS.as_slice(), &OTHERS].concat().into_iter().zip(intact) {
+            let (small, _) = shrink(&dead.model, &calibration, way, 0.1);
+            let growth = growth(&format!("{name} with dead heads, {way:?}"), &small.model, &dead.model);
+            assert!(growth < 1.5 * intact, "{name}, {way:?}: {growth}, intact {intact}");
+        }
+    }
+}
+
+/// A model whose final norm is zero says the same whatever it reads. Nothing but gradients can see that, and they do not pass
+/// it over.
+#[test]
+fn gradients_that_are_zero_everywhere_are_refused() {
+    let mut files = files_of("stories260k");
+    let bytes = files.0.get_mut("model.safetensors").expect("weights");
+    let n_header = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + n_header]).expect("a header");
+    let offset = |end: usize| header["model.norm.weight"]["data_offsets"][end].as_u64().expect("an offset") as usize;
+    bytes[8 + n_header..][offset(0)..offset(1)].fill(0);
+    let mute = Model::open(std::sync::Arc::new(files)).expect("a model");
+    let calibration = stories(&mute, 4, 64);
+    for way in [WAYS[3], OTHERS[0]] {
+        let error = shrink_as_asked(&mute, &calibration, way.request(0.2)).err().expect("refused").to_string();
+        assert!(error.contains("the gradient of the loss is zero for all that layer 4 puts out"), "{way:?}: {error}");
+    }
+    shrink(&mute, &calibration, WAYS[1], 0.2);
+}
+
+/// A layer that is narrower than a step of its widths keeps them, and the others give what is asked.
+#[test]
+fn layers_that_nothing_may_shrink_stay_as_they_are() {
+    for name in MODELS {
+        let model = open(name);
+        let calibration = stories(&model, 16, 128);
+        let (small, report) = shrink(&model, &calibration, WAYS[1], 0.3);
+        let widths = |report: &Report| report.layers.iter().map(|layer| layer.after).collect::<Vec<_>>();
+        let before = widths(&report);
+        let least = before.iter().map(|widths| widths.d_ff).min().expect("layers");
+        let rounding = Rounding { ff: least + 1, ..Rounding::default_for(model.config()) };
+        for way in &WAYS[..2] {
+            let request = PlanRequest { rounding: Some(rounding), ..way.request(0.1) };
+            let again = shrink_as_asked(&small.model, &calibration, request).expect("the others can give it");
+            let after = widths(&again.1);
+            println!("{name}, {way:?}: {before:?} {after:?}");
+            assert!(before.iter().zip(&after).all(|(before, after)| before.d_ff > least || before.d_ff == after.d_ff));
+            assert!(again.1.totals.sparsity > 0.05, "{name}, {way:?}: {:?}", again.1.totals);
+        }
+    }
+}
+
 /// Every second unit computes what the one before it does. Elimination sees that; leverage scores, which are taken all at
 /// once, find both of a pair easy to replace.
 #[test]
@@ -143,7 +276,7 @@ fn units_that_are_there_twice_are_no_obstacle() {
             let growth = growth(&format!("{name}, {way:?}"), &small.model, &doubled.model);
             let layer = &report.layers[EDITED];
             println!("  {:?} -> {:?}, {:?}", layer.before, layer.after, layer.mlp);
-            assert!(growth < 3.0, "{name}, {way:?}: {growth}");
+            assert!(growth < 2.0, "{name}, {way:?}: {growth}");
             if way.mode == Mode::Best {
                 assert!(layer.after.d_ff < layer.before.d_ff && layer.mlp.relative_error < 0.05, "{layer:?}");
             }
@@ -168,7 +301,7 @@ fn one_unit_of_enormous_activation_does_not_hide_the_others() {
         for way in &WAYS[..2] {
             let (small, _) = shrink(&outlier.model, &calibration, *way, 0.1);
             let growth = growth(&format!("{name}, {way:?}"), &small.model, &outlier.model);
-            assert!(growth < 3.0, "{name}, {way:?}: {growth}");
+            assert!(growth < 1.5, "{name}, {way:?}: {growth}");
         }
     }
 }

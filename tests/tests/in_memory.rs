@@ -192,6 +192,23 @@ fn what_was_not_observed_or_takes_a_file_system_is_refused() {
 }
 
 #[test]
+fn what_a_mode_needs_serves_it_and_what_takes_no_more() {
+    let model = open("opt-tiny-stories");
+    let calibration = stories(&model, 2, 32);
+    let with_inputs = [Mode::Paper, Mode::Best, Mode::Svd, Mode::Asvd, Mode::SvdLlm, Mode::Sliced];
+    for mode in Mode::ALL {
+        let (collect, gradient_tokens) = in_memory::needs(mode);
+        let seen = observe_with_gradients(&model, &calibration, collect, gradient_tokens).expect("observes");
+        let served: Vec<_> = Mode::ALL.into_iter().filter(|other| seen.serves(*other)).collect();
+        match mode {
+            Mode::Paper | Mode::Best => assert_eq!(served, [Mode::Paper, Mode::Best]),
+            Mode::Fwsvd => assert_eq!(served, Mode::ALL),
+            _ => assert_eq!(served, with_inputs),
+        }
+    }
+}
+
+#[test]
 fn a_refit_on_the_prefix_takes_many_samples_and_norms_before_modules() {
     let model = open("opt-tiny-stories");
     // 16 tokens for each of 384 hidden units.

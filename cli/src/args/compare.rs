@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
 
-use super::numbers::{parse_bytes, parse_positive, parse_share};
+use super::numbers::{Shares, parse_bytes, parse_positive, parse_shares};
 use super::{CommonArgs, DrawArgs, ModelArg, ReadingArgs};
 
 const COMPARE_HELP: &str = "\
@@ -38,9 +38,9 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "paper,paper-uniform,best")]
     pub(crate) methods: Vec<String>,
 
-    /// Shares of the decoder blocks' linear weights to remove, with commas between them
-    #[arg(long, value_name = "SHARE,…", value_delimiter = ',', value_parser = parse_share, default_value = "0.2,0.3,0.4", allow_negative_numbers = true)]
-    pub(crate) sparsity: Vec<f64>,
+    /// Shares of the decoder blocks' linear weights to remove, with commas between them; 0.1..0.5 stands for 0.1,0.2,0.3,0.4,0.5
+    #[arg(long, value_name = "SHARE,…", value_delimiter = ',', value_parser = parse_shares, default_value = "0.2,0.3,0.4", allow_negative_numbers = true)]
+    pub(crate) sparsity: Vec<Shares>,
 
     /// Seeds of the draw of calibration samples, with commas between them; the report shows mean and spread
     #[arg(long, value_name = "SEED,…", value_delimiter = ',', default_value = "0")]

@@ -16,9 +16,6 @@ use crate::failure::Failure;
 use crate::progress::Bars;
 use crate::{device, inputs, printer};
 
-/// Prompts that are read at once to measure speed.
-const PROMPTS: usize = 16;
-
 /// Runs the command.
 pub(crate) fn run(args: &CompareArgs) -> Result<(), Failure> {
     let parse = |name: &String| NamedMethod::parse(name).map_err(|error| Failure::Usage(error.to_string()));
@@ -35,12 +32,15 @@ pub(crate) fn run(args: &CompareArgs) -> Result<(), Failure> {
     let (begin, bars, command) = (Instant::now(), Bars::default(), command_line());
     let name = model_name(&args.model.model);
     let reading = how_reading_is_measured();
-    let speed = |model: &Model| speed::read_prompt(model, &found, PROMPTS).map(|reading| reading.tokens_per_sec);
+    let speed = |model: &Model| {
+        speed::read_prompts(model, &found).map(|readings| readings.map(|reading| reading.tokens_per_sec))
+    };
+    let sparsities: Vec<f64> = args.sparsity.iter().flat_map(|shares| shares.0.iter().copied()).collect();
     let run = CompareRun {
         model: &model,
         model_name: &name,
         methods: &methods,
-        sparsities: &args.sparsity,
+        sparsities: &sparsities,
         draws: &draws,
         calibration_texts: args.samples.calibration.iter().map(|path| file_name(path)).collect(),
         texts: &texts,
@@ -77,7 +77,8 @@ pub(crate) fn run(args: &CompareArgs) -> Result<(), Failure> {
 }
 
 fn how_reading_is_measured() -> String {
-    format!("{PROMPTS} prompts of up to {} tokens at once, median of several runs", speed::PROMPT_TOKENS)
+    let [alone, many] = speed::BATCHES;
+    format!("{alone} and {many} prompts of up to {} tokens at once, median of several runs", speed::PROMPT_TOKENS)
 }
 
 /// Each path is a text of its own.

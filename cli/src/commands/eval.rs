@@ -29,7 +29,9 @@ struct Summary {
     /// Tokens that the model read, by the time that took; `None` if nothing, or another model beside it, was computed.
     tokens_per_sec: Option<f64>,
     secs: f64,
+    program: &'static str,
     device: String,
+    fingerprint: String,
     params: u64,
     bytes: u64,
     peak_host_bytes: Option<u64>,
@@ -55,7 +57,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
     };
     let answered = tasks::answer(&model, &questions, &args.questions, args.common.batch_tokens, &found)?;
     let secs = begin.elapsed().as_secs_f64();
-    let reading = if args.speed { speed::read_prompts(&model, &found)? } else { Vec::new() };
+    let reading = if args.speed { speed::read_prompts(&model, &found)?.into() } else { Vec::new() };
     let n_tokens = evaluation.as_ref().map_or(0, |e| e.n_windows * e.seq_len) + answered.n_tokens;
     let summary = Summary {
         tokens_per_sec: (comparison.is_none() && n_tokens > 0).then(|| n_tokens as f64 / secs),
@@ -65,7 +67,9 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
         reading,
         special_tokens: model.tokenizer.special_tokens_note().to_owned(),
         secs,
+        program: concat!("modegpt ", env!("CARGO_PKG_VERSION")),
         device: found.name.clone(),
+        fingerprint: model.fingerprint().to_owned(),
         params: model.params(),
         bytes: model.checkpoint.bytes(),
         peak_host_bytes: process_memory::peak_host_bytes(),

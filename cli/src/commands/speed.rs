@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::printer;
 
 /// Prompts that are read at once.
-const BATCHES: [usize; 2] = [1, 16];
+pub(crate) const BATCHES: [usize; 2] = [1, 16];
 /// Tokens of a prompt.
 pub(crate) const PROMPT_TOKENS: usize = 64;
 
@@ -38,14 +38,10 @@ struct Resident<'a> {
 }
 
 /// Reads prompts up to the logits of the token after each, again and again.
-pub(crate) fn read_prompts(model: &Model, found: &FoundDevice) -> Result<Vec<Reading>, Failure> {
+pub(crate) fn read_prompts(model: &Model, found: &FoundDevice) -> Result<[Reading; 2], ComputeError> {
     let resident = Resident::new(model, &found.compute)?;
-    Ok(BATCHES.into_iter().map(|batch| resident.timed(batch)).collect::<Result<_, ComputeError>>()?)
-}
-
-/// As [`read_prompts`], for one number of prompts at once.
-pub(crate) fn read_prompt(model: &Model, found: &FoundDevice, batch: usize) -> Result<Reading, ComputeError> {
-    Resident::new(model, &found.compute)?.timed(batch)
+    let [alone, many] = BATCHES;
+    Ok([resident.timed(alone)?, resident.timed(many)?])
 }
 
 /// A line for each batch.

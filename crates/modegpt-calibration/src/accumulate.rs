@@ -29,6 +29,12 @@ impl Collect {
             magnitudes: self.magnitudes || other.magnitudes,
         }
     }
+
+    /// Whether it asks for all that `other` asks for.
+    #[must_use]
+    pub fn covers(self, other: Self) -> bool {
+        self.or(other) == self
+    }
 }
 
 /// Sums over the batches seen so far.

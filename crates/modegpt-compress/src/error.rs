@@ -139,14 +139,12 @@ pub enum Error {
         /// Why.
         source: modegpt_linalg::Error,
     },
-    /// What a map is to be weighed with says nothing.
-    #[error("layer {layer}, {name}: {what} is zero everywhere, so that nothing tells one from another")]
+    /// What the maps of a layer are to be weighed with says nothing of any.
+    #[error("layer {layer}: {what} is zero for every map, so that nothing tells one weight from another")]
     NoInformation {
         /// Index of the layer.
         layer: usize,
-        /// Which map.
-        name: MapName,
-        /// What it is to be weighed with.
+        /// What they are to be weighed with.
         what: &'static str,
     },
     /// A weight is NaN or infinite, before or after compression.

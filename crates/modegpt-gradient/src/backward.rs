@@ -27,7 +27,7 @@ pub struct GradientOptions {
 /// `loss` is what [`loss_gradient`](crate::loss_gradient) gave. `progress` is told how many samples have passed.
 ///
 /// # Errors
-/// [`GradientError`] if weights cannot be read, the device or the tape fails, or a gradient is not finite.
+/// [`GradientError`] if weights cannot be read, the device or the tape fails, a gradient is not finite, or all are zero.
 pub async fn layer_gradients(
     weights: &dyn WeightProvider,
     layer: usize,
@@ -58,5 +58,6 @@ pub async fn layer_gradients(
     }
     drop(block);
     compute.release();
-    Ok(sums.finish(loss))
+    let gradients = sums.finish(loss);
+    if gradients.residual.is_zero() { Err(GradientError::Zero { layer }) } else { Ok(gradients) }
 }

@@ -36,6 +36,15 @@ pub enum GradientError {
     /// There is no token of which a loss could be taken.
     #[error("no token counts: the samples have a single token each, or the mask leaves none but first ones")]
     NothingCounted,
+    /// Whatever a layer puts out, the loss is the same.
+    #[error(
+        "the gradient of the loss is zero for all that layer {layer} puts out: the model says the same whatever it reads, \
+         and nothing tells what matters"
+    )]
+    Zero {
+        /// Which layer.
+        layer: usize,
+    },
     /// A token that the model does not have.
     #[error("token {position} has the id {id}, but the vocabulary ends at {vocab}")]
     UnknownToken {

@@ -153,8 +153,11 @@ pub struct Measured {
     pub texts: Vec<TextScore>,
     /// One entry for each task of the protocol.
     pub tasks: Vec<TaskAccuracy>,
-    /// How fast a prompt is read, in tokens per second.
+    /// How fast many prompts are read at once, in tokens per second.
     pub tokens_per_sec: Option<f64>,
+    /// How fast one prompt alone is read.
+    #[serde(default)]
+    pub tokens_per_sec_alone: Option<f64>,
     /// All parameters.
     pub params: u64,
     /// Bytes of all weights.
@@ -185,6 +188,9 @@ pub struct TaskAccuracy {
     pub acc_stderr: Option<f64>,
     /// Share of right answers by likelihood per character.
     pub acc_norm: Option<f64>,
+    /// Standard error of that.
+    #[serde(default)]
+    pub acc_norm_stderr: Option<f64>,
 }
 
 /// One compressed model.

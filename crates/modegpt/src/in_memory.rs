@@ -22,7 +22,7 @@ use modegpt_model::{Compute, ComputeError, ResidualStream};
 use modegpt_statistics::{LayerGradients, LayerStatistics, RowFisher};
 use serde::Deserialize;
 
-use crate::gradient_samples::{LABELS, gradient_batch, gradient_samples, told_to};
+use crate::gradient_samples::{GRADIENT_TOKENS, LABELS, gradient_batch, gradient_samples, told_to};
 use crate::plan_request::Survey;
 use crate::{AllocationChoice, Calibration, Model, PlanRequest, Reporter, hf_folder, plan_request};
 
@@ -97,6 +97,15 @@ pub struct Observation<'a> {
     pub reporter: &'a dyn Reporter,
 }
 
+/// What to collect where `mode` will perhaps be planned, or another mode that is observed at no greater cost; and over how
+/// many tokens to take gradients.
+pub fn needs(mode: Mode) -> (Collect, Option<usize>) {
+    let methods = PlanRequest::new(Target::Sparsity(0.0), mode).methods;
+    let inputs = methods.needs_inputs();
+    let collect = Collect { logits: true, inputs, magnitudes: inputs };
+    (collect, methods.needs_row_fisher().then_some(GRADIENT_TOKENS))
+}
+
 /// What was learnt of a model.
 #[derive(Clone, Debug)]
 pub struct Observed {
@@ -112,12 +121,7 @@ impl Observed {
     /// Whether a plan of `mode`, as that mode usually is, can be made and applied.
     pub fn serves(&self, mode: Mode) -> bool {
         let needed = PlanRequest::new(Target::Sparsity(0.0), mode);
-        let Collect { logits, inputs, magnitudes } = needed.collect();
-        let has = self.collect;
-        let is_collected = [(logits, has.logits), (inputs, has.inputs), (magnitudes, has.magnitudes)]
-            .iter()
-            .all(|(needed, has)| needed <= has);
-        is_collected && (needed.unit != ErrorUnit::Nats || self.gradients.is_some())
+        self.collect.covers(needed.collect()) && (needed.unit != ErrorUnit::Nats || self.gradients.is_some())
     }
 }
 

@@ -4,14 +4,11 @@ use std::cell::{Cell, RefCell};
 
 use js_sys::Function;
 use modegpt::architecture::WeightProvider;
-use modegpt::calibration::Collect;
-use modegpt::compress::{Curves, LayerReport, Methods, Plan, Ridges, Rounding, Target};
+use modegpt::compress::{Curves, LayerReport, Methods, Plan, Ridges, Rounding};
 use modegpt::evaluation::SamplerOptions;
 use modegpt::in_memory::{self, Observation, Observed, SparsityRequest};
 use modegpt::text_tools::Corpus;
-use modegpt::{
-    AllocationChoice, Calibration, GRADIENT_TOKENS, PlanRequest, Reporter, Silent, activation_spectra, evaluate, write,
-};
+use modegpt::{AllocationChoice, Calibration, PlanRequest, Reporter, Silent, activation_spectra, evaluate, write};
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
 use super::archive::{Archive, Archived};
@@ -88,16 +85,14 @@ impl Model {
         let request: CalibrationRequest = from_json(&request)?;
         let corpus = Corpus::from_plain("calibration text", &text).map_err(sentence)?;
         let calibration = Calibration::draw(&self.model, &[corpus], request.into()).map_err(sentence)?;
-        let needed = PlanRequest::new(Target::Sparsity(0.0), request.mode);
-        let inputs = needed.methods.needs_inputs();
+        let (collect, gradient_tokens) = in_memory::needs(request.mode);
         let observation = Observation {
             model: &self.model,
             calibration: &calibration,
             compute: &device.compute,
             gram_path: device.gram_path,
-            // Which of the modes that need much the same will be planned is not known yet.
-            collect: Collect { logits: true, inputs, magnitudes: inputs },
-            gradient_tokens: needed.methods.needs_row_fisher().then_some(GRADIENT_TOKENS),
+            collect,
+            gradient_tokens,
             batch_tokens: request.batch_tokens,
             reporter: &Listener::new(on_progress),
         };

@@ -11,6 +11,9 @@
 //! | [`MapMetric::Asvd`] | `diag (mean abs(x_i))^α` |
 //! | [`MapMetric::SvdLlm`] | a root of the Gram matrix of the inputs, so that the error is that of the outputs |
 //!
+//! Where a metric is zero everywhere, as it is for a map that never gets an input, any factors lose nothing by it, and the
+//! plain ones are taken. A layer of which nothing else is known is refused.
+//!
 //! Attention weights sum to 1, so a value bias reaches the output map as a constant. What the factors of that map do to it
 //! is made good in the output bias, exactly.
 
@@ -30,10 +33,15 @@ use crate::{
 
 /// Factorises the maps of a layer to the ranks of `plan`.
 pub(crate) fn compress(layer: &Layer<'_>, plan: &LayerPlan, metric: MapMetric) -> Result<CompressedLayer, Error> {
+    check_information(layer, metric)?;
     let mut chosen = BTreeMap::new();
+    let mut silent = Vec::new();
     for (name, _) in layer.weights.maps() {
         if let Some(rank) = plan.ranks.get(name) {
-            let input = input_metric(layer, name, metric)?;
+            let input = input_metric(layer, name, metric)?.unwrap_or_else(|| {
+                silent.push(name);
+                Metric::Identity
+            });
             chosen.insert(name, Factorisation { rank, input, output: Metric::Identity });
         }
     }
@@ -41,6 +49,9 @@ pub(crate) fn compress(layer: &Layer<'_>, plan: &LayerPlan, metric: MapMetric) -
     let mut weights = factorised.weights;
     weights.output.bias = output_bias(layer, &weights)?;
     let mut maps = factorised.maps;
+    for map in maps.iter_mut().filter(|map| silent.contains(&map.name)) {
+        (map.relative_error, map.energy) = (0.0, 0.0);
+    }
     for (name, linear) in weights.maps() {
         match maps.iter_mut().find(|map| map.name == name) {
             Some(map) => map.output_error = output_error(layer, name, &linear.weight),
@@ -70,6 +81,7 @@ pub(crate) fn compress(layer: &Layer<'_>, plan: &LayerPlan, metric: MapMetric) -
 /// What every map of a layer would lose at the ranks that it can take: multiples of `multiple`, by at most `cap` of its
 /// weights. In nats a token where the metric is made of gradients, else as shares of what the map carries.
 pub(crate) fn curves(layer: &Layer<'_>, multiple: usize, cap: f64, metric: MapMetric) -> Result<MapCurves, Error> {
+    check_information(layer, metric)?;
     let mut curves = MapCurves::new();
     for map in layer.config.map_shapes(layer.shape) {
         let ranks = rank_grid(&map, multiple, cap);
@@ -89,10 +101,12 @@ pub(crate) fn curves(layer: &Layer<'_>, multiple: usize, cap: f64, metric: MapMe
     Ok(curves)
 }
 
-/// The squared singular values of a map in its metric.
+/// The squared singular values of a map in its metric; zeros if that is zero everywhere.
 fn spectrum(layer: &Layer<'_>, name: MapName, metric: MapMetric) -> Result<Vec<f64>, Error> {
     let weight = &map_of(layer, name).weight;
-    let input = input_metric(layer, name, metric)?;
+    let Some(input) = input_metric(layer, name, metric)? else {
+        return Ok(vec![0.0; weight.rows.min(weight.cols)]);
+    };
     let svd = weighted_svd(widen(weight).as_ref(), &input, &Metric::Identity, 1);
     Ok(svd.map_err(|source| Error::Factorisation { layer: layer.index, name, source })?.spectrum)
 }
@@ -102,34 +116,44 @@ fn map_of<'a>(layer: &Layer<'a>, name: MapName) -> &'a Linear {
     found.expect("maps are those of the configuration, which was checked").1
 }
 
-/// `P` of a map.
-fn input_metric<'a>(layer: &Layer<'a>, name: MapName, metric: MapMetric) -> Result<Metric<'a>, Error> {
-    let (weights, what) = match metric {
-        MapMetric::Svd {} => return Ok(Metric::Identity),
-        MapMetric::Fwsvd {} => {
-            let weights = row_fisher(layer, name)?.iter().map(|information| information.sqrt()).collect();
-            (weights, "the Fisher information of its rows")
-        }
+/// `P` of a map; `None` if it is zero everywhere.
+fn input_metric<'a>(layer: &Layer<'a>, name: MapName, metric: MapMetric) -> Result<Option<Metric<'a>>, Error> {
+    let weights: Vec<f64> = match metric {
+        MapMetric::Svd {} => return Ok(Some(Metric::Identity)),
+        MapMetric::Fwsvd {} => row_fisher(layer, name)?.iter().map(|information| information.sqrt()).collect(),
         MapMetric::Asvd { alpha } => {
             let n_tokens = layer.statistics.n_tokens as f64;
-            let scale = |sum: &f64| (sum / n_tokens).powf(alpha);
-            (input_magnitudes(layer, name)?.iter().map(scale).collect(), "the size of its inputs")
+            let sizes = input_magnitudes(layer, name)?;
+            if sizes.iter().all(|&sum| sum == 0.0) {
+                return Ok(None);
+            }
+            sizes.iter().map(|sum| (sum / n_tokens).powf(alpha)).collect()
         }
         MapMetric::SvdLlm {} => {
             let gram = input_gram(layer, name)?;
             let is_silent = gram.diagonal().iter().all(|&energy| energy == 0.0);
-            return if is_silent { Err(silent(layer, name, "its input")) } else { Ok(Metric::Gram(gram)) };
+            return Ok((!is_silent).then_some(Metric::Gram(gram)));
         }
     };
-    let weights: Vec<f64> = weights;
-    if weights.iter().all(|&weight| weight == 0.0) {
-        return Err(silent(layer, name, what));
-    }
-    Ok(Metric::Diagonal(weights))
+    let is_silent = weights.iter().all(|&weight| weight == 0.0);
+    Ok((!is_silent).then_some(Metric::Diagonal(weights)))
 }
 
-fn silent(layer: &Layer<'_>, name: MapName, what: &'static str) -> Error {
-    Error::NoInformation { layer: layer.index, name, what }
+/// # Errors
+/// [`Error::NoInformation`] if what weighs the maps of a layer is zero for all of them.
+fn check_information(layer: &Layer<'_>, metric: MapMetric) -> Result<(), Error> {
+    let what = match metric {
+        MapMetric::Svd {} => return Ok(()),
+        MapMetric::Fwsvd {} => "the Fisher information of their rows",
+        MapMetric::Asvd { .. } => "the size of their inputs",
+        MapMetric::SvdLlm {} => "the Gram matrix of their inputs",
+    };
+    for (name, _) in layer.weights.maps() {
+        if input_metric(layer, name, metric)?.is_some() {
+            return Ok(());
+        }
+    }
+    Err(Error::NoInformation { layer: layer.index, what })
 }
 
 fn row_fisher<'a>(layer: &Layer<'a>, name: MapName) -> Result<&'a [f64], Error> {

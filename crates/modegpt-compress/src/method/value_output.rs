@@ -193,6 +193,11 @@ impl Group {
         for head in &self.grams {
             gram.add(head)?;
         }
+        if gram.is_zero() {
+            // Values that never are anything: any directions lose nothing, and those that the output maps heed most are as
+            // good as others.
+            gram = identity(gram.dim())?;
+        }
         let mut output_gram = Mat::zeros(gram.dim(), gram.dim());
         for head in &self.output_grams {
             output_gram += head;
@@ -201,6 +206,11 @@ impl Group {
         let (condition, attempts) = (best.condition, best.jitter.attempts);
         Ok(ValueFactors { encode: best.encode, decode: best.decode, condition, attempts })
     }
+}
+
+fn identity(dim: usize) -> Result<Gram, modegpt_linalg::Error> {
+    let packed = (0..dim).flat_map(|row| (0..=row).map(move |col| f64::from(u8::from(row == col)))).collect();
+    Gram::from_packed_lower(dim, packed)
 }
 
 /// The best `F` of one head with Gram matrix `C` for the common `E`:
@@ -445,11 +455,20 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_never_anything_but_zero_are_an_error_with_its_place() {
+    fn values_that_are_never_anything_but_zero_cost_nothing() {
         let model = TinyModel::llama();
         let (config, weights) = (model.config(), model.weights(11));
-        let refused = truncated(&config, &weights, &[Gram::zeros(8), Gram::zeros(8)], 4);
-        let message = refused.err().expect("no direction is better than another").to_string();
-        assert!(message.starts_with("layer 4, value-output: matrix of dimension 8"), "{message}");
+        let x = Random::new(12).mat(40, model.d_model);
+        let mut grams = value_grams(&config, &weights.value, x.as_ref());
+        let both = truncated(&config, &weights, &grams, 4).expect("fine").report;
+        grams[1] = Gram::zeros(8);
+        let one = truncated(&config, &weights, &grams, 4).expect("the other says enough");
+        assert!(one.report.relative_error > 0.0 && one.report.fallbacks == both.fallbacks, "{:?}", one.report);
+        let none = truncated(&config, &weights, &[Gram::zeros(8), Gram::zeros(8)], 4).expect("nothing to lose");
+        assert_eq!((none.report.relative_error, none.report.fallbacks), (0.0, 0));
+        let mut seen = statistics(&config, &weights, x.as_ref());
+        seen.attention_output = vec![Gram::zeros(8); config.n_heads];
+        let curve = curve(&layer(0, &config, &weights, &seen), &[2, 4, 8], Methods::BEST, Ridges::default());
+        assert_eq!(curve.expect("nothing to lose").errors, [0.0; 3]);
     }
 }

@@ -10,8 +10,16 @@ pub(super) fn every_cell(report: &CompareReport) -> String {
         heads.push(format!("perplexity, {}", escape(&text.name)));
         heads.extend(["KL", "same first choice"].map(str::to_owned));
     }
-    heads.extend(report.protocol.tasks.iter().map(|task| format!("{} acc", escape(&task.name))));
-    heads.extend(["tokens/s", "predicted", "time", "jitter rounds"].map(str::to_owned));
+    for task in &report.protocol.tasks {
+        let name = escape(&task.name);
+        heads.extend([
+            format!("{name} acc"),
+            "its error".to_owned(),
+            format!("{name} acc_norm"),
+            "its error".to_owned(),
+        ]);
+    }
+    heads.extend(["tokens/s alone", "tokens/s", "predicted", "time", "jitter rounds"].map(str::to_owned));
     let mut out =
         "<details>\n<summary>Every cell</summary>\n<div class=\"scroll\">\n<table class=\"cells\">\n<thead><tr>"
             .to_owned();
@@ -36,7 +44,8 @@ fn row(report: &CompareReport, name: &str, cell: &Cell) -> String {
     let mut fields = vec![number::percent(cell.sparsity), format!("{:.2}\u{202f}%", 100.0 * cell.removed)];
     fields.extend([cell.seed.to_string(), number::grouped(measured.params)]);
     fields.extend(scores(report, measured));
-    fields.push(optional(measured.tokens_per_sec, |speed| number::decimals(speed, 0)));
+    let speeds = [measured.tokens_per_sec_alone, measured.tokens_per_sec];
+    fields.extend(speeds.map(|speed| optional(speed, |speed| number::decimals(speed, 0))));
     let predicted = cell.predicted.as_ref();
     fields.push(predicted.map_or_else(dash, |p| format!("{} {}", number::small(p.error), escape(&p.unit))));
     fields.extend([number::duration(cell.secs), cell.fallbacks.to_string()]);
@@ -52,7 +61,9 @@ fn scores(report: &CompareReport, measured: &Measured) -> Vec<String> {
         fields.push(optional(text.and_then(|text| text.top1_agreement), number::share));
     }
     for index in 0..report.protocol.tasks.len() {
-        fields.push(optional(measured.tasks.get(index).map(|task| task.acc), number::share));
+        let task = measured.tasks.get(index);
+        let scores = task.map_or([None; 4], |t| [Some(t.acc), t.acc_stderr, t.acc_norm, t.acc_norm_stderr]);
+        fields.extend(scores.map(|score| optional(score, number::share)));
     }
     fields
 }

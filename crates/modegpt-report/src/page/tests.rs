@@ -39,8 +39,22 @@ fn every_number_is_on_the_page() {
     let ablation = report.ablation.as_ref().expect("an ablation");
     let steps = ablation.added.iter().chain(&ablation.left_out);
     for cell in report.cells.iter().chain(steps.flat_map(|step| &step.cells)) {
-        assert!(html.contains(&format!("<td>{}</td>", number::plain(cell.measured.texts[0].perplexity))));
-        assert!(html.contains(&number::grouped(cell.measured.params)));
+        let (measured, text, task) = (&cell.measured, &cell.measured.texts[0], &cell.measured.tasks[0]);
+        let speed = |speed: Option<f64>| number::decimals(speed.expect("measured"), 0);
+        let share = |share: Option<f64>| number::share(share.expect("measured"));
+        let row = [
+            number::grouped(measured.params),
+            number::plain(text.perplexity),
+            number::small(text.kl_divergence.expect("measured")),
+            share(text.top1_agreement),
+            number::share(task.acc),
+            share(task.acc_stderr),
+            share(task.acc_norm),
+            share(task.acc_norm_stderr),
+            speed(measured.tokens_per_sec_alone),
+            speed(measured.tokens_per_sec),
+        ];
+        assert!(html.contains(&format!("<td>{}</td>", row.join("</td><td>"))), "{row:?}");
     }
     for hash in [&report.protocol.model.fingerprint, &report.protocol.texts[0].token_hash] {
         assert!(html.contains(hash.as_str()));
@@ -108,7 +122,7 @@ fn what_was_not_measured_is_left_out() {
     report.protocol.tasks.clear();
     report.protocol.reading = None;
     for measured in report.cells.iter_mut().map(|cell| &mut cell.measured).chain([&mut report.dense]) {
-        measured.tokens_per_sec = None;
+        (measured.tokens_per_sec, measured.tokens_per_sec_alone) = (None, None);
         measured.tasks.clear();
         measured.texts[0].kl_divergence = None;
         measured.texts[0].top1_agreement = None;

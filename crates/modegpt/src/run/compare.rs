@@ -54,8 +54,8 @@ pub struct SeededDraw {
     pub held_out: Option<Calibration>,
 }
 
-/// How fast a model reads, in tokens per second, as the caller measures it.
-pub type ReadingSpeed<'a> = dyn Fn(&Model) -> Result<f64, ComputeError> + 'a;
+/// How fast a model reads one prompt alone, and many at once, in tokens per second, as the caller measures it.
+pub type ReadingSpeed<'a> = dyn Fn(&Model) -> Result<[f64; 2], ComputeError> + 'a;
 
 /// A comparison to be done.
 pub struct CompareRun<'a> {

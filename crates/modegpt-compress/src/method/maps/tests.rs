@@ -13,6 +13,7 @@ use crate::{
 
 const ASVD: MapMetric = MapMetric::Asvd { alpha: MapMetric::ASVD_ALPHA };
 
+#[derive(Clone)]
 struct Sample {
     config: ModelConfig,
     weights: LayerWeights,
@@ -218,36 +219,61 @@ fn maps_without_a_rank_stay_bit_for_bit_and_are_reported_as_dense() {
 }
 
 #[test]
-fn what_tells_nothing_is_refused_by_layer_and_map() {
-    let zero = |dim: usize| Gram::zeros(dim);
+fn statistics_that_are_missing_are_refused_by_layer_and_module() {
     let mut sample = Sample::new(&TinyModel::llama());
-    sample.gradients.row_fisher.insert("value", vec![0.0; 32]);
-    assert_eq!(
-        sample.refused(MapMetric::Fwsvd {}),
-        "layer 0, value: the Fisher information of its rows is zero everywhere, so that nothing tells one from another"
-    );
     sample.gradients.row_fisher = BTreeMap::new();
     assert_eq!(
         sample.refused(MapMetric::Fwsvd {}),
         "layer 0, query-key: Fisher information of rows expected one number for each input, \
          found gradients collected without it"
     );
-    let mut silent = Sample::new(&TinyModel::llama());
-    silent.statistics.mlp = zero(48);
-    assert!(silent.refused(MapMetric::SvdLlm {}).starts_with("layer 0, down: its input is zero everywhere"));
-    silent.statistics.magnitudes.as_mut().expect("collected").hidden.fill(0.0);
-    assert!(silent.refused(ASVD).starts_with("layer 0, down: the size of its inputs is zero everywhere"));
-    silent.statistics.magnitudes = None;
+    sample.statistics.magnitudes = None;
     assert_eq!(
-        silent.refused(ASVD),
+        sample.refused(ASVD),
         "layer 0, query-key: statistic `magnitudes` expected the mean magnitudes of the inputs of whole maps, \
          found statistics collected without it"
     );
-    silent.statistics.inputs = None;
-    assert!(silent.refused(MapMetric::SvdLlm {}).contains("statistic `inputs`"));
+    sample.statistics.inputs = None;
+    assert!(sample.refused(MapMetric::SvdLlm {}).contains("statistic `inputs`"));
     // Nothing but the report needs them.
-    let plain = silent.compress(4, MapMetric::Svd {});
+    let plain = sample.compress(4, MapMetric::Svd {});
     assert!(plain.report.maps.iter().all(|map| map.output_error.is_none() == (map.name != MapName::Down)));
+}
+
+/// What is nowhere worth anything is cut by its plain singular values, at no cost; a layer with nothing else is refused.
+#[test]
+fn a_silent_map_costs_nothing_and_a_silent_layer_is_refused() {
+    let mut sample = Sample::new(&TinyModel::llama());
+    let plain = sample.compress(4, MapMetric::Svd {});
+    sample.gradients.row_fisher.insert("down", vec![0.0; 48]);
+    sample.statistics.mlp = Gram::zeros(48);
+    sample.statistics.magnitudes.as_mut().expect("collected").hidden.fill(0.0);
+    for (metric, what) in [
+        (MapMetric::Fwsvd {}, "the Fisher information of their rows"),
+        (ASVD, "the size of their inputs"),
+        (MapMetric::SvdLlm {}, "the Gram matrix of their inputs"),
+    ] {
+        let small = sample.compress(4, metric);
+        assert_eq!(small.weights.down, plain.weights.down, "{metric:?}");
+        let told = small.report.maps.iter().find(|map| map.name == MapName::Down).expect("factorised");
+        assert_eq!((told.relative_error, told.energy, told.rank), (0.0, 0.0, Some(4)), "{metric:?}");
+        let others = small.report.maps.iter().filter(|map| map.name != MapName::Down);
+        assert!(others.map(|map| map.relative_error).all(|error| error > 0.0), "{metric:?}");
+        let curve = &curves(&sample.layer(), 3, 0.9, metric).expect("fine")[&MapName::Down];
+        assert!(curve.errors.iter().all(|&error| error == 0.0), "{metric:?}");
+
+        let mut silent = sample.clone();
+        silent.gradients.row_fisher.values_mut().for_each(|rows| rows.fill(0.0));
+        let inputs = silent.statistics.inputs.as_mut().expect("collected");
+        for gram in [&mut inputs.attention, &mut inputs.output, &mut inputs.mlp] {
+            *gram = Gram::zeros(gram.dim());
+        }
+        let sizes = silent.statistics.magnitudes.as_mut().expect("collected");
+        [&mut sizes.attention, &mut sizes.output, &mut sizes.mlp].into_iter().for_each(|sums| sums.fill(0.0));
+        let expected = format!("layer 0: {what} is zero for every map, so that nothing tells one weight from another");
+        assert_eq!(silent.refused(metric), expected);
+        assert_eq!(curves(&silent.layer(), 3, 0.9, metric).expect_err("nothing is known").to_string(), expected);
+    }
 }
 
 #[test]

@@ -173,13 +173,16 @@ impl CompareRun<'_> {
             acc: score.acc,
             acc_stderr: score.acc_stderr,
             acc_norm: score.acc_norm,
+            acc_norm_stderr: score.acc_norm_stderr,
         });
         let greedy = SamplerOptions::default();
         let written = write(model, self.prompt, self.sample_tokens, greedy, self.compute, |_| true).await?;
+        let speed = self.reading.map(|(speed, _)| speed(model)).transpose()?;
         Ok(Measured {
             texts,
             tasks: tasks.collect(),
-            tokens_per_sec: self.reading.map(|(speed, _)| speed(model)).transpose()?,
+            tokens_per_sec: speed.map(|[_, many]| many),
+            tokens_per_sec_alone: speed.map(|[alone, _]| alone),
             params: model.params(),
             bytes: model.checkpoint.bytes(),
             sample: written.text,
