@@ -6,11 +6,11 @@ use crate::{CompareReport, LayerFacts, PerModule, number};
 
 const WIDTH: f64 = 340.0;
 const LEFT: f64 = 34.0;
-const RIGHT: f64 = 34.0;
+const RIGHT: f64 = 42.0;
 const ROW: f64 = 40.0;
 const ROW_GAP: f64 = 16.0;
 const TOP: f64 = 10.0;
-const BOTTOM: f64 = 30.0;
+const BOTTOM: f64 = 34.0;
 
 /// Share removed of each module of each layer by one method at one sparsity, as the mean over seeds: a row of bars for
 /// each module, a bar for each layer. All methods of the report share one axis.

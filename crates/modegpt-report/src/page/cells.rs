@@ -21,7 +21,7 @@ pub(super) fn every_cell(report: &CompareReport) -> String {
     }
     heads.extend(["tokens/s alone", "tokens/s", "predicted", "time", "jitter rounds"].map(str::to_owned));
     let mut out =
-        "<details>\n<summary>Every cell</summary>\n<div class=\"scroll\">\n<table class=\"cells\">\n<thead><tr>"
+        "<details>\n<summary>Every cell</summary>\n<div class=\"scroll\" tabindex=\"0\">\n<table class=\"cells\">\n<thead><tr>"
             .to_owned();
     for head in heads {
         out += &format!("<th scope=\"col\">{head}</th>");

@@ -19,7 +19,9 @@ impl Numbered {
             return;
         }
         self.n += 1;
-        self.html += &format!("<figure>\n<div class=\"panels {class}\">\n");
+        // What is wider than a small window is scrolled, by keys too.
+        let focus = if class.contains("wide") { " tabindex=\"0\"" } else { "" };
+        self.html += &format!("<figure>\n<div class=\"panels {class}\"{focus}>\n");
         for (head, svg) in panels {
             let head = if head.is_empty() { String::new() } else { format!("<h3>{head}</h3>\n") };
             self.html += &format!("<div class=\"panel\">{head}{svg}</div>\n");

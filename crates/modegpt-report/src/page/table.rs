@@ -18,7 +18,7 @@ struct Column<'a> {
 /// Perplexity, divergence, speed and size of every method at every sparsity, as mean ± deviation over seeds.
 pub(super) fn main_table(report: &CompareReport) -> String {
     let columns = columns(report);
-    let mut out = "<section>\n<figure>\n<div class=\"scroll\">\n<table class=\"main\">\n".to_owned();
+    let mut out = "<section>\n<figure>\n<div class=\"scroll\" tabindex=\"0\">\n<table class=\"main\">\n".to_owned();
     out += "<thead><tr><th scope=\"col\">method</th>";
     for column in &columns {
         out += &format!("<th scope=\"col\">{}</th>", column.head);
