@@ -63,7 +63,7 @@ fn assert_close(found: &[Answer], expected: &[Vec<f64>]) {
 fn answers_are_those_of_each_question_by_itself() {
     for name in ["opt-tiny-stories", "stories260k", "gpt2-tiny-stories"] {
         let model = open(name);
-        for format in [TaskFormat::Piqa, TaskFormat::ArcEasy, TaskFormat::WinoGrande, TaskFormat::OpenBookQa] {
+        for format in TaskFormat::ALL {
             let bytes = file(format);
             let task = EncodedTask::new(&model, format, format.file_name(), &bytes, Some(3)).expect("questions");
             assert_eq!(task.protocol().n_truncated, 0);
