@@ -38,7 +38,7 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "paper,paper-uniform,best")]
     pub(crate) methods: Vec<String>,
 
-    /// Shares of the decoder blocks' linear weights to remove, with commas between them; 0.1..0.5 stands for 0.1,0.2,0.3,0.4,0.5
+    /// Shares of the decoder blocks' linear weights to remove, with commas between them; 0.1..0.5 stands for 0.1,0.2,0.3,0.4,0.5, and 0.1..0.2..0.05 for 0.1,0.15,0.2
     #[arg(long, value_name = "SHARE,…", value_delimiter = ',', value_parser = parse_shares, default_value = "0.2,0.3,0.4", allow_negative_numbers = true)]
     pub(crate) sparsity: Vec<Shares>,
 

@@ -18,18 +18,19 @@ pub(crate) struct Shares(pub(crate) Vec<f64>);
 /// Between the shares of a range that names no step.
 const USUAL_STEP: f64 = 0.1;
 
-/// Reads a share, `0.3`, or a range with both its ends, `0.1..0.5`, in steps of a tenth or of the last number in
+/// Reads a share, `0.3`, or a range with both its ends, `0.1..0.5`, in steps of a tenth, or of the last number in
 /// `0.1..0.5..0.05`.
 pub(super) fn parse_shares(text: &str) -> Result<Shares, String> {
     let Some((first, rest)) = text.split_once("..") else { return Ok(Shares(vec![parse_share(text)?])) };
     let (last, step) = rest.split_once("..").map_or((rest, Ok(USUAL_STEP)), |(last, step)| (last, parse_share(step)));
     let (first, last, step) = (parse_share(first)?, parse_share(last)?, step?);
-    if last < first || step < 1e-3 {
-        return Err("expected a range such as 0.1..0.5, or 0.1..0.5..0.05 with a step of at least 0.001".to_owned());
+    let n_steps = ((last - first) / step).round();
+    if last < first || step < 1e-3 || (first + n_steps * step - last).abs() > 1e-9 {
+        return Err("expected a range such as 0.1..0.5, or 0.1..0.5..0.05, of whole steps of at least 0.001".to_owned());
     }
-    let n_steps = ((last - first) / step + 1e-9) as usize;
+    let n_steps = n_steps as usize;
     // So that 0.1 + 2 × 0.1 is 0.3.
-    let at = |index: usize| ((first + index as f64 * step) * 1e9).round() / 1e9;
+    let at = |index: usize| (((first + index as f64 * step) * 1e9).round() / 1e9).min(last);
     Ok(Shares((0..=n_steps).map(at).collect()))
 }
 
@@ -117,10 +118,11 @@ mod tests {
         let shares = |text: &str| parse_shares(text).map(|shares| shares.0);
         assert_eq!(shares("0.3"), Ok(vec![0.3]));
         assert_eq!(shares("0.1..0.5"), Ok(vec![0.1, 0.2, 0.3, 0.4, 0.5]));
-        assert_eq!(shares("0.2..0.45"), Ok(vec![0.2, 0.3, 0.4]));
         assert_eq!(shares("0.2..0.3..0.05"), Ok(vec![0.2, 0.25, 0.3]));
         assert_eq!(shares("0.4..0.4"), Ok(vec![0.4]));
-        for bad in ["..", "0.1..", "..0.5", "0.5..0.1", "0.1..1", "0.1..0.5..0", "0.1..0.5..-0.1", "0.1...0.5"] {
+        for bad in
+            ["..", "0.2..0.45", "0.1..", "..0.5", "0.5..0.1", "0.1..1", "0.1..0.5..0", "0.1..0.5..-0.1", "0.1...0.5"]
+        {
             assert!(shares(bad).is_err(), "{bad}");
         }
     }

@@ -35,7 +35,7 @@ pub struct CompressedLayer<W = Weight> {
 /// for, or a statistic that the methods need was not collected,
 /// [`Error::NotFinite`], [`Error::Statistics`] or [`Error::NoTokens`] for numbers that cannot be used,
 /// [`Error::Numerics`] if a matrix cannot be factorised, [`Error::NoOutputBias`] if a value bias has nowhere to go;
-/// for maps that become products also [`Error::Factorisation`] and [`Error::NoInformation`].
+/// for maps that become products also [`Error::Factorisation`].
 pub fn compress_layer(
     layer: &Layer<'_>,
     plan: &LayerPlan,

@@ -139,14 +139,6 @@ pub enum Error {
         /// Why.
         source: modegpt_linalg::Error,
     },
-    /// What the maps of a layer are to be weighed with says nothing of any.
-    #[error("layer {layer}: {what} is zero for every map, so that nothing tells one weight from another")]
-    NoInformation {
-        /// Index of the layer.
-        layer: usize,
-        /// What they are to be weighed with.
-        what: &'static str,
-    },
     /// A weight is NaN or infinite, before or after compression.
     #[error("layer {layer}, {module}: `{tensor}` holds a value that is not finite")]
     NotFinite {

@@ -39,7 +39,7 @@ pub enum GradientError {
     /// Whatever a layer puts out, the loss is the same.
     #[error(
         "the gradient of the loss is zero for all that layer {layer} puts out: the model says the same whatever it reads, \
-         and nothing tells what matters"
+         or is sure of every label, and nothing tells what matters"
     )]
     Zero {
         /// Which layer.

@@ -66,7 +66,7 @@ impl Stage {
 ///
 /// # Errors
 /// [`GradientError`] if the samples do not fit the tape, none of their tokens counts, weights cannot be read, the device
-/// fails or a value is not finite; also what `each` gives.
+/// fails, a value is not finite, or all gradients behind a layer are zero; also what `each` gives.
 pub async fn collect_gradients<E: From<GradientError>>(
     weights: &dyn WeightProvider,
     samples: &Samples<'_>,

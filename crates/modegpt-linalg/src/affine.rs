@@ -6,8 +6,9 @@ use crate::check::{check_finite, check_kept};
 use crate::nystrom::{complement, rows_of};
 use crate::{Error, Gram, Nystrom, nystrom};
 
-/// A variance below this share of the energy is what f64 rounding leaves of a constant.
-const LEAST_VARIANCE: f64 = 1e-12;
+/// A variance below this share of the energy is what rounding leaves of a constant: that of sums of short f32 blocks, which
+/// are exact to some 4e-7.
+pub const LEAST_VARIANCE: f64 = 1e-6;
 
 /// A variance below zero by more than this share of the energy is no rounding error, not even that of sums of short f32
 /// blocks: the sums do not belong together.

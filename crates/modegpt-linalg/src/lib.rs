@@ -91,7 +91,7 @@ mod value_output;
 mod weighted_svd;
 
 pub use accumulator::GramAccumulator;
-pub use affine::{centred_gram, nystrom_affine};
+pub use affine::{LEAST_VARIANCE, centred_gram, nystrom_affine};
 pub use cr::{cr_error, cr_scores, rotary_pair_scores};
 pub use eliminate::{Elimination, EliminationOptions, eliminate_units};
 pub use error::Error;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::{Cell, CompareReport, ModelFacts, TaskAccuracy};
+use crate::{CalibrationFacts, Cell, CompareReport, TaskAccuracy};
 
 /// A row for each cell of the grid and of the ablation, and one for the dense model; a header first. Fields as in
 /// [RFC 4180](https://www.rfc-editor.org/rfc/rfc4180), numbers in full; what was not measured is empty.
@@ -39,7 +39,9 @@ fn header(report: &CompareReport) -> Vec<String> {
         names.extend(scores.map(|what| format!("{what}: {}", task.name)));
     }
     names.push("sample".to_owned());
-    names.extend(["model", "weights", "calibration_tokens", "program", "device"].map(str::to_owned));
+    let measured = ["model", "weights", "calibration_samples", "calibration_seq_len", "calibration_tokens"];
+    names.extend(measured.map(str::to_owned));
+    names.extend(["gradient_tokens", "reading", "program", "device"].map(str::to_owned));
     for text in &report.protocol.texts {
         names.extend(["tokens", "seq_len", "windows"].map(|what| format!("{what}: {}", text.name)));
     }
@@ -52,8 +54,11 @@ fn protocol(report: &CompareReport, seed: Option<u64>) -> Vec<String> {
     let protocol = &report.protocol;
     let draw = protocol.calibration.draws.iter().find(|draw| Some(draw.seed) == seed);
     let drawn = draw.map_or_else(String::new, |draw| draw.token_hash.clone());
-    let ModelFacts { name, fingerprint, .. } = &protocol.model;
-    let mut fields = vec![name.clone(), fingerprint.clone(), drawn, protocol.program.clone(), protocol.device.clone()];
+    let CalibrationFacts { n_samples, seq_len, gradient_tokens, .. } = &protocol.calibration;
+    let mut fields = vec![protocol.model.name.clone(), protocol.model.fingerprint.clone()];
+    fields.extend([n_samples.to_string(), seq_len.to_string(), drawn]);
+    fields.push(gradient_tokens.map_or_else(String::new, |n| n.to_string()));
+    fields.extend([protocol.reading.clone().unwrap_or_default(), protocol.program.clone(), protocol.device.clone()]);
     for text in &protocol.texts {
         fields.extend([text.token_hash.clone(), text.seq_len.to_string(), text.n_windows.to_string()]);
     }

@@ -62,9 +62,13 @@ pub fn activation_spectra(
     let n_tokens = statistics.n_tokens as f64;
     let per_token = |values: Vec<f64>| values.into_iter().map(|value| value / n_tokens).collect::<Vec<_>>();
     let value_output = (0..config.n_kv_heads).map(|head| {
+        let values = &statistics.value[head];
+        if values.is_zero() {
+            // Nothing is ever delivered.
+            return Ok(vec![0.0; values.dim()]);
+        }
         let output_gram = output_gram(config, &weights.output.weight, head);
-        let spectrum = value_output(&statistics.value[head], output_gram.as_ref(), 0)?.spectrum;
-        Ok(per_token(spectrum))
+        Ok(per_token(value_output(values, output_gram.as_ref(), 0)?.spectrum))
     });
     let query_key = statistics.query.chunks_exact(config.group_size()).zip(&statistics.key);
     Ok(ActivationSpectra {
@@ -116,6 +120,10 @@ fn pair_scores(config: &ModelConfig, queries: &[Gram], key: &Gram, n_tokens: f64
 ///
 /// with `P = I`, `diag(C)^½` and `Lᵀ`.
 fn down_errors(gram: &Gram, down: &Matrix) -> Result<DownErrors, Error> {
+    if gram.is_zero() {
+        let nothing = vec![0.0; down.rows.min(down.cols) + 1];
+        return Ok(DownErrors { plain: nothing.clone(), row_weighted: nothing.clone(), whitened: nothing });
+    }
     let lower = factorise(gram.to_mat().as_ref(), METRIC_RIDGE)?;
     let metric = lower.lower().transpose();
     let weight = Mat::from_fn(down.rows, down.cols, |row, col| f64::from(down.row(row)[col]));
@@ -186,6 +194,12 @@ mod tests {
         let full = inputs.transpose() * &inputs;
         let packed = (0..dim).flat_map(|row| (0..=row).map(|col| full[(row, col)]).collect::<Vec<_>>()).collect();
         (inputs, Gram::from_packed_lower(dim, packed).expect("packed"))
+    }
+
+    #[test]
+    fn of_units_that_never_fire_nothing_is_lost() {
+        let errors = down_errors(&Gram::zeros(6), &matrix(6, 4, 3)).expect("nothing to lose");
+        assert_eq!([errors.plain, errors.row_weighted, errors.whitened], [const { [0.0; 5] }; 3]);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 /** The report of `modegpt compare`, as a browser shows and prints it. */
-import { execFileSync } from 'node:child_process'
+import { execFile } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
+import { promisify } from 'node:util'
 
 import type { Page } from 'playwright-core'
 import { afterAll, beforeAll, expect, test } from 'vitest'
@@ -17,13 +18,20 @@ const work = mkdtempSync(join(tmpdir(), 'report-'))
 const report = join(work, 'out')
 afterAll(() => rmSync(work, { recursive: true }))
 
-beforeAll(() => {
+beforeAll(async () => {
   if (PROGRAM === undefined) throw new Error('MODEGPT names the command line whose report is looked at: set it')
   const grid = ['--methods', 'paper,paper-uniform,best,best-fisher,svd-llm', '--sparsity', '0.1..0.3', '--seeds', '0,1', '--ablate']
   const calibration = ['--calibration', `${DEMO}/calibration.txt`, '--samples', '16', '--seq-len', '64', '--fisher-tokens', '256']
   const score = ['--text', `${DEMO}/held-out.txt`, '--text-seq-len', '64', '--max-windows', '4', '--against-dense', '--new-tokens', '16']
-  execFileSync(PROGRAM, ['compare', `${DEMO}/stories260k`, ...grid, ...calibration, ...score, '--device', 'cpu', '-o', report], { stdio: 'ignore' })
+  await promisify(execFile)(PROGRAM, ['compare', `${DEMO}/stories260k`, ...grid, ...calibration, ...score, '--device', 'cpu', '-o', report])
 }, 300_000)
+
+interface Cell {
+  method: string
+  sparsity: number
+  seed: number
+  measured: { texts: { perplexity: number }[] }
+}
 
 /** Opens the report from the disk; what it asks the network for is noted and refused. */
 async function opened(width: number): Promise<{ page: Page; asked: string[]; errors: string[] }> {
@@ -62,16 +70,23 @@ test.each([360, 768, 1280])('the report stands in a window of %i pixels, by itse
 test('what the page shows is what the table and the object hold', async () => {
   const { page } = await opened(1280)
   await page.locator('details').first().evaluate((details: HTMLDetailsElement) => (details.open = true))
-  const { cells } = JSON.parse(readFileSync(join(report, 'report.json'), 'utf8')) as { cells: { method: string; measured: { perplexity?: number; texts: { perplexity: number }[] } }[] }
+  const { cells } = JSON.parse(readFileSync(join(report, 'report.json'), 'utf8')) as { cells: Cell[] }
   expect(cells.length).toBe(5 * 3 * 2)
-  const shown = await page.locator('table.cells tbody tr').evaluateAll((rows) => rows.map((row) => row.textContent ?? ''))
-  const table = readFileSync(join(report, 'report.csv'), 'utf8')
-  for (const { method, measured } of cells) {
-    const perplexity = measured.texts[0]?.perplexity ?? Number.NaN
-    expect(table).toContain(`,${perplexity},`)
-    const rounded = perplexity.toFixed(perplexity < 100 ? 2 : 1)
-    expect(shown.some((row) => row.startsWith(method) && row.includes(rounded)), `${method} ${rounded}`).toBe(true)
-  }
+  const shown = await page
+    .locator('table.cells tbody tr')
+    .evaluateAll((rows) => rows.map((row) => [...row.children].map((field) => (field.textContent ?? '').replace(/\u202f/g, ' '))))
+  const table = readFileSync(join(report, 'report.csv'), 'utf8').split('\r\n').map((row) => row.split(','))
+  const [part, method, sparsity, seed, perplexity] = ['part', 'method', 'sparsity', 'seed', 'perplexity: held-out.txt'].map((name) => table[0]?.indexOf(name) ?? -1)
+  const rows = table.filter((row) => row[part ?? -1] === 'grid')
+  cells.forEach((cell, i) => {
+    const [score] = cell.measured.texts
+    const expected = [cell.method, cell.sparsity, cell.seed, score?.perplexity].map(String)
+    expect([method, sparsity, seed, perplexity].map((column) => rows[i]?.[column ?? -1])).toEqual(expected)
+    const [name, asked, , drawn, , rounded] = shown[i] ?? []
+    expect([name, asked, drawn]).toEqual([cell.method, `${Math.round(100 * cell.sparsity)} %`, String(cell.seed)])
+    // Three to four digits.
+    expect(Number(rounded?.replace(' ', '')) / (score?.perplexity ?? Number.NaN)).toBeCloseTo(1, 2)
+  })
   await page.context().close()
 })
 

@@ -12,7 +12,7 @@
 //! | [`MapMetric::SvdLlm`] | a root of the Gram matrix of the inputs, so that the error is that of the outputs |
 //!
 //! Where a metric is zero everywhere, as it is for a map that never gets an input, any factors lose nothing by it, and the
-//! plain ones are taken. A layer of which nothing else is known is refused.
+//! plain ones are taken; the report has no error and no energy then.
 //!
 //! Attention weights sum to 1, so a value bias reaches the output map as a constant. What the factors of that map do to it
 //! is made good in the output bias, exactly.
@@ -33,7 +33,6 @@ use crate::{
 
 /// Factorises the maps of a layer to the ranks of `plan`.
 pub(crate) fn compress(layer: &Layer<'_>, plan: &LayerPlan, metric: MapMetric) -> Result<CompressedLayer, Error> {
-    check_information(layer, metric)?;
     let mut chosen = BTreeMap::new();
     let mut silent = Vec::new();
     for (name, _) in layer.weights.maps() {
@@ -81,7 +80,6 @@ pub(crate) fn compress(layer: &Layer<'_>, plan: &LayerPlan, metric: MapMetric) -
 /// What every map of a layer would lose at the ranks that it can take: multiples of `multiple`, by at most `cap` of its
 /// weights. In nats a token where the metric is made of gradients, else as shares of what the map carries.
 pub(crate) fn curves(layer: &Layer<'_>, multiple: usize, cap: f64, metric: MapMetric) -> Result<MapCurves, Error> {
-    check_information(layer, metric)?;
     let mut curves = MapCurves::new();
     for map in layer.config.map_shapes(layer.shape) {
         let ranks = rank_grid(&map, multiple, cap);
@@ -137,23 +135,6 @@ fn input_metric<'a>(layer: &Layer<'a>, name: MapName, metric: MapMetric) -> Resu
     };
     let is_silent = weights.iter().all(|&weight| weight == 0.0);
     Ok((!is_silent).then_some(Metric::Diagonal(weights)))
-}
-
-/// # Errors
-/// [`Error::NoInformation`] if what weighs the maps of a layer is zero for all of them.
-fn check_information(layer: &Layer<'_>, metric: MapMetric) -> Result<(), Error> {
-    let what = match metric {
-        MapMetric::Svd {} => return Ok(()),
-        MapMetric::Fwsvd {} => "the Fisher information of their rows",
-        MapMetric::Asvd { .. } => "the size of their inputs",
-        MapMetric::SvdLlm {} => "the Gram matrix of their inputs",
-    };
-    for (name, _) in layer.weights.maps() {
-        if input_metric(layer, name, metric)?.is_some() {
-            return Ok(());
-        }
-    }
-    Err(Error::NoInformation { layer: layer.index, what })
 }
 
 fn row_fisher<'a>(layer: &Layer<'a>, name: MapName) -> Result<&'a [f64], Error> {

@@ -2,7 +2,7 @@
 
 use faer::Mat;
 use modegpt_architecture::{LayerWeights, Linear};
-use modegpt_linalg::{Gram, regress_towards};
+use modegpt_linalg::{Gram, LEAST_VARIANCE, regress_towards};
 use modegpt_statistics::PrefixStatistics;
 
 use crate::{
@@ -67,10 +67,15 @@ fn refit_last(
         sum.iter().map(|value| value * scale).collect()
     };
     let (unit_mean, target_mean) = (mean(&seen.unit_sum), mean(&seen.target_sum));
+    let deviation = |i: usize, j: usize| seen.gram.get(i, j) - seen.unit_sum[i] * unit_mean[j];
+    // What is constant up to rounding carries nothing that the bias could not, and keeps its weights.
+    let varies: Vec<bool> = (0..k).map(|i| deviation(i, i) > LEAST_VARIANCE * seen.gram.get(i, i)).collect();
     let packed = (0..k).flat_map(|i| (0..=i).map(move |j| (i, j)));
-    let packed = packed.map(|(i, j)| seen.gram.get(i, j) - seen.unit_sum[i] * unit_mean[j]).collect();
+    let packed = packed.map(|(i, j)| if varies[i] && varies[j] { deviation(i, j) } else { 0.0 }).collect();
     let gram = Gram::from_packed_lower(k, packed).map_err(|error| place.numerics(error))?;
-    let cross = Mat::from_fn(k, d_model, |row, col| cross[(row, col)] - seen.unit_sum[row] * target_mean[col]);
+    let cross = Mat::from_fn(k, d_model, |row, col| {
+        if varies[row] { cross[(row, col)] - seen.unit_sum[row] * target_mean[col] } else { 0.0 }
+    });
     let fit = regress_towards(&gram, cross.as_ref(), widen(weight).as_ref(), ridge);
     let fit = fit.map_err(|error| place.numerics(error))?;
     let bias = bias.as_ref().map(|_| -> Vec<f32> {

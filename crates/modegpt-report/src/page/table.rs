@@ -72,8 +72,13 @@ fn caption(report: &CompareReport) -> String {
     } else {
         ""
     };
+    let speed = if report.protocol.reading.is_some() {
+        " Prompts are read one alone, and many at once (protocol)."
+    } else {
+        ""
+    };
     format!(
-        "<b>Table 1.</b> Quality, speed and size; {spread}.{share} Least perplexity in bold. Time is that of \
+        "<b>Table 1.</b> Quality, speed and size; {spread}.{share} Least perplexity in bold.{speed} Time is that of \
              decomposition, without calibration."
     )
 }
