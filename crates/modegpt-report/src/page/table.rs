@@ -107,13 +107,11 @@ fn columns(report: &CompareReport) -> Vec<Column<'_>> {
         let head = format!("{} acc", escape(&task.name));
         columns.extend(optional(report, &head, &accuracy, move |cell| accuracy(&cell.measured), number::share));
     }
-    let speeds: [(&str, fn(&Measured) -> Option<f64>); 2] = [
-        ("tokens/s alone", |measured| measured.tokens_per_sec_alone),
-        ("tokens/s", |measured| measured.tokens_per_sec),
-    ];
-    for (head, speed) in speeds {
-        columns.extend(optional(report, head, &speed, move |cell| speed(&cell.measured), |v| number::decimals(v, 0)));
-    }
+    let alone = |measured: &Measured| measured.tokens_per_sec_alone;
+    let many = |measured: &Measured| measured.tokens_per_sec;
+    let rate = |speed| number::decimals(speed, 0);
+    columns.extend(optional(report, "tokens/s alone", &alone, move |cell| alone(&cell.measured), rate));
+    columns.extend(optional(report, "tokens/s", &many, move |cell| many(&cell.measured), rate));
     let bytes = |measured: &Measured| Some(measured.bytes as f64);
     columns.extend(optional(report, "size", &bytes, move |c| bytes(&c.measured), |b| number::bytes(b as u64)));
     let nats = |cell: &Cell| cell.predicted.as_ref().filter(|p| p.unit == Prediction::NATS).map(|p| p.error);

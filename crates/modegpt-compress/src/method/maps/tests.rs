@@ -265,10 +265,12 @@ fn silent_maps_and_layers_cost_nothing() {
             *gram = Gram::zeros(gram.dim());
         }
         let sizes = silent.statistics.magnitudes.as_mut().expect("collected");
-        [&mut sizes.attention, &mut sizes.output, &mut sizes.mlp].into_iter().for_each(|sums| sums.fill(0.0));
+        for sums in [&mut sizes.attention, &mut sizes.output, &mut sizes.mlp] {
+            sums.fill(0.0);
+        }
         let small = silent.compress(4, metric);
         assert_same(&small, &plain, 1e-12);
-        assert_eq!(small.report.mlp.relative_error, 0.0);
+        assert!(small.report.mlp.relative_error <= 0.0);
         let curves = curves(&silent.layer(), 3, 0.9, metric).expect("fine");
         assert!(curves.values().flat_map(|curve| &curve.errors).all(|&error| error == 0.0), "{metric:?}");
     }
