@@ -112,7 +112,8 @@ pub(crate) struct TargetArgs {
 
     /// Ridge of the least squares that refit the down matrix, relative to the mean diagonal
     ///
-    /// At least 1e-5 where fewer tokens were seen than hidden units are kept: the rest would be decided by rounding errors.
+    /// With fewer than 16 tokens for each hidden unit that is kept, more is added, up to 4 times their number by that of the
+    /// tokens: the rest would be decided by what those few tokens happen to be.
     #[arg(long, value_name = "R", value_parser = parse_not_negative, default_value_t = 1e-8, allow_negative_numbers = true)]
     pub(crate) refit_ridge: f64,
 }

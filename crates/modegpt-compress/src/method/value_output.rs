@@ -120,6 +120,7 @@ struct Group {
     refits: bool,
     /// Of each coordinate, where coordinates are kept by score as they are.
     scores: Option<Vec<f64>>,
+    n_tokens: u64,
 }
 
 /// What stands between values and output, `E` and `F`.
@@ -170,7 +171,7 @@ impl Group {
         let refits = methods.value_output == ValueOutputMethod::Attention && size > 1;
         let scores = methods.value_output.score().map(|score| score.of_value_output(layer)).transpose()?;
         let scores = scores.map(|mut scores| scores.swap_remove(kv_head));
-        Ok(Self { heads, grams, output_grams, refits, scores })
+        Ok(Self { heads, grams, output_grams, refits, scores, n_tokens: statistics.n_tokens })
     }
 
     /// The map `F_j` of a head, and how often a factorisation was repeated for it.
@@ -181,7 +182,11 @@ impl Group {
         decode: &Mat<f64>,
         ridges: Ridges,
     ) -> Result<(Mat<f64>, u32), modegpt_linalg::Error> {
-        if self.refits { decode_of_head(gram, encode, decode, ridges.refit) } else { Ok((decode.clone(), 0)) }
+        if self.refits {
+            decode_of_head(gram, encode, decode, ridges.refit_of(encode.ncols(), self.n_tokens))
+        } else {
+            Ok((decode.clone(), 0))
+        }
     }
 
     /// The common factors: optimal if all heads of the group had the same Gram matrix, the mean of theirs.

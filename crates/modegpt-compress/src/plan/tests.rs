@@ -277,3 +277,13 @@ fn a_model_with_a_factorised_map_is_refused() {
     assert_eq!(made.to_string(), expected);
     assert_eq!(plan.check_model(&config, "abc").expect_err("a product").to_string(), expected);
 }
+
+#[test]
+fn least_squares_of_few_tokens_hold_on_to_the_weights_that_are_there() {
+    let ridges = Ridges { refit: 1e-3, ..Ridges::default() };
+    // From 16 tokens for each unknown on it is what was asked for, to the bit.
+    assert_eq!([ridges.refit_of(1536, 32_768), ridges.refit_of(64, 1024)].map(f64::to_bits), [1e-3f64.to_bits(); 2]);
+    assert!((ridges.refit_of(1024, 1024) - 3.751).abs() < 1e-12);
+    assert!((ridges.refit_of(1024, 4096) - 0.751).abs() < 1e-12);
+    assert!(ridges.refit_of(7, 0).is_finite());
+}
