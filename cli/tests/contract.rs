@@ -198,6 +198,21 @@ fn demo_compares_before_and_after() {
     assert_eq!(count(&after["bytes"]), n_bytes(&tensors::of_folder(&desk, "kept")));
 }
 
+/// What few tokens change is told, once; where there are enough, or nothing is refitted, there is nothing to tell.
+#[test]
+fn few_tokens_are_told() {
+    let desk = Desk::new();
+    let told = |arguments: &str| {
+        let line =
+            format!("compress opt --sparsity 0.3 --calibration train.txt --device cpu -o out --force {arguments}");
+        desk.run(&line).ok().stderr.matches("down maps are held to the weights that are there").count()
+    };
+    assert_eq!(told("--samples 4 --seq-len 64"), 1);
+    assert_eq!(told("--samples 4 --seq-len 64 --mode paper"), 1);
+    assert_eq!(told("--samples 4 --seq-len 64 --mode sliced"), 0);
+    assert_eq!(told("--samples 24 --seq-len 256"), 0);
+}
+
 #[test]
 fn the_memory_plan_comes_before_work() {
     let desk = Desk::new();

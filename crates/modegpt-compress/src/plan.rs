@@ -146,8 +146,8 @@ impl Default for Ridges {
 }
 
 impl Ridges {
-    /// Tokens for each unknown from which on nothing is added.
-    const ENOUGH: f64 = 16.0;
+    /// Tokens for each unknown from which on least squares learn from them alone.
+    pub const TOKENS_PER_UNKNOWN: usize = 16;
     /// For how many tokens for each unknown the weights that are there count with hardly any.
     const HELD: f64 = 4.0;
 
@@ -164,7 +164,7 @@ impl Ridges {
     /// 4096 tokens leave 65 instead of 93, 8192 tokens 60 instead of 67.
     pub fn refit_of(&self, n_unknowns: usize, n_tokens: u64) -> f64 {
         let share = n_unknowns as f64 / n_tokens.max(1) as f64;
-        self.refit + Self::HELD * (share - Self::ENOUGH.recip()).max(0.0)
+        self.refit + Self::HELD * (share - (Self::TOKENS_PER_UNKNOWN as f64).recip()).max(0.0)
     }
 
     fn check(self) -> Result<(), Error> {

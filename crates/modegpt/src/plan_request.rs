@@ -88,11 +88,12 @@ impl PlanRequest {
     }
 
     /// What mode best refits on the compressed prefix if nothing is said, the other modes nothing: all last maps. The model
-    /// must normalise what enters a module, so that the residual stream is a plain sum, and the samples must be many.
+    /// must normalise what enters a module, so that the residual stream is a plain sum, and the samples must be many: 16 tokens
+    /// for each hidden unit of the widest MLP. With fewer the ridge ([`Ridges::prefix`]) leaves less to gain for the same work.
     pub fn usual_prefix(&self, config: &ModelConfig, calibration: &Calibration) -> PrefixRefit {
         let widest = config.layers.iter().map(|shape| shape.d_ff).max().unwrap_or(0);
         let is_possible = self.mode == Mode::Best && config.norm_placement == NormPlacement::Pre;
-        let is_many = calibration.windows.ids.len() >= PREFIX_TOKENS_PER_UNIT * widest;
+        let is_many = calibration.windows.ids.len() >= Ridges::TOKENS_PER_UNKNOWN * widest;
         if is_possible && is_many { PrefixRefit::All } else { PrefixRefit::None }
     }
 
@@ -178,12 +179,6 @@ impl Survey {
         (curves, orders)
     }
 }
-
-/// Calibration tokens for each hidden unit of the widest MLP from which a refit on the compressed prefix is usual.
-///
-/// A map has a row of unknowns for each of its inputs. With fewer tokens the ridge ([`Ridges::prefix`]) leaves less to gain
-/// for the same work.
-const PREFIX_TOKENS_PER_UNIT: usize = 16;
 
 /// Makes a plan for `model` from its layers' block influences and, where allocation asks for them, their error curves.
 ///

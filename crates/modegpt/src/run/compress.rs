@@ -6,8 +6,8 @@ use modegpt_architecture::{DType, LayerShape, ModelConfig, NormPlacement, Weight
 use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    CompressedLayer, Curves, ErrorUnit, LayerReport, Methods, ModelSummary, Orders, Plan, QueryKeyMethod, Report,
-    check_dense, compress_layer,
+    CompressedLayer, Curves, ErrorUnit, LayerReport, Methods, MlpMethod, ModelSummary, Orders, Plan, QueryKeyMethod,
+    Report, Ridges, check_dense, compress_layer,
 };
 use modegpt_statistics::RowFisher;
 use serde::{Deserialize, Serialize};
@@ -292,8 +292,12 @@ async fn apply(
         run.reporter.advance(index as u64);
         let nothing = Orders::default();
         let orders = orders.get(index).unwrap_or(&nothing);
-        let compressed = known
-            .with_layer(index, |layer| Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?))?;
+        let compressed = known.with_layer(index, |layer| {
+            if index == 0 {
+                tell_few_tokens(plan, layer.statistics.n_tokens, run.reporter);
+            }
+            Ok(compress_layer(layer, layer_plan, plan.methods, plan.ridges, orders)?)
+        })?;
         let CompressedLayer { mut weights, shape, units, mut report } = compressed;
         let is_whole = |report: &LayerReport| report.before == report.after;
         if let Some(prefix) = &mut prefix
@@ -318,6 +322,21 @@ async fn apply(
     run.reporter.advance(n_layers as u64);
     run.reporter.end();
     Ok(done)
+}
+
+/// Every layer has seen the same tokens; some layer keeps the most units.
+fn tell_few_tokens(plan: &Plan, n_tokens: u64, reporter: &dyn Reporter) {
+    let refits =
+        plan.methods.maps.is_none() && matches!(plan.methods.mlp, MlpMethod::Leverage | MlpMethod::Elimination);
+    let shrunk = plan.layers.iter().zip(&plan.model.widths).filter(|(layer, before)| layer.d_ff < before.d_ff);
+    let most = shrunk.map(|(layer, _)| layer.d_ff).max().unwrap_or(0);
+    if refits && n_tokens < (Ridges::TOKENS_PER_UNKNOWN * most) as u64 {
+        reporter.note(&format!(
+            "{n_tokens} tokens for up to {most} hidden units kept: with fewer than {} for each, down maps are held to the \
+             weights that are there, and more calibration text would lose less",
+            Ridges::TOKENS_PER_UNKNOWN
+        ));
+    }
 }
 
 fn check_fallbacks(report: &LayerReport, strict: bool, reporter: &dyn Reporter) -> Result<(), RunError> {
