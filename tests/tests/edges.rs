@@ -36,6 +36,12 @@ impl Way {
     const fn new(mode: Mode, prefix: PrefixRefit) -> Self {
         Self { mode, prefix, fisher: false }
     }
+
+    fn request(self, sparsity: f64) -> PlanRequest {
+        let usual = PlanRequest::new(Target::Sparsity(sparsity), self.mode);
+        let unit = if self.fisher { ErrorUnit::Nats } else { usual.unit };
+        PlanRequest { methods: Methods { prefix: self.prefix, ..usual.methods }, unit, ..usual }
+    }
 }
 
 /// What takes whole modules.
@@ -53,14 +59,6 @@ const OTHERS: [Way; 4] = [
     Way::new(Mode::SvdLlm, PrefixRefit::None),
     Way::new(Mode::Sliced, PrefixRefit::None),
 ];
-
-impl Way {
-    fn request(self, sparsity: f64) -> PlanRequest {
-        let usual = PlanRequest::new(Target::Sparsity(sparsity), self.mode);
-        let unit = if self.fisher { ErrorUnit::Nats } else { usual.unit };
-        PlanRequest { methods: Methods { prefix: self.prefix, ..usual.methods }, unit, ..usual }
-    }
-}
 
 /// Compresses, and tells what it cost.
 fn shrink(model: &Model, calibration: &Calibration, way: Way, sparsity: f64) -> (Stored, Report) {
@@ -94,6 +92,16 @@ fn edited(model: &Model, edit: impl Fn(&mut LayerWeights)) -> Stored {
     };
     Replaced::edited(model, edit).write(&folder.path().join("edited")).expect("written");
     Stored { model: open_folder(folder.path().join("edited")), _folder: folder }
+}
+
+/// A model with a layer whose hidden units are zero for every token, or constant if `biases` stay.
+fn without_hidden_units(name: &str, biases: bool) -> Stored {
+    edited(&open(name), |weights| {
+        weights.up.weight.data.fill(0.0);
+        if let Some(bias) = weights.up.bias.as_mut().filter(|_| !biases) {
+            bias.fill(0.0);
+        }
+    })
 }
 
 fn perplexity(model: &Model) -> f64 {
@@ -132,13 +140,7 @@ fn fewer_tokens_than_hidden_units_leave_a_sane_model() {
 #[test]
 fn a_layer_whose_hidden_units_are_all_dead_gives_what_it_can() {
     for (name, biases) in [("opt-tiny-stories", false), ("opt-tiny-stories", true), ("stories260k", false)] {
-        let silence = |weights: &mut LayerWeights| {
-            weights.up.weight.data.fill(0.0);
-            if let Some(bias) = weights.up.bias.as_mut().filter(|_| !biases) {
-                bias.fill(0.0);
-            }
-        };
-        let dead = edited(&open(name), silence);
+        let dead = without_hidden_units(name, biases);
         let calibration = stories(&dead.model, 16, 128);
         for way in WAYS {
             let (small, report) = shrink(&dead.model, &calibration, way, 0.1);
@@ -162,13 +164,7 @@ fn a_layer_whose_hidden_units_are_all_dead_gives_what_it_can() {
 #[test]
 fn maps_that_never_get_an_input_are_no_obstacle() {
     for name in MODELS {
-        let silence = |weights: &mut LayerWeights| {
-            weights.up.weight.data.fill(0.0);
-            if let Some(bias) = &mut weights.up.bias {
-                bias.fill(0.0);
-            }
-        };
-        let dead = edited(&open(name), silence);
+        let dead = without_hidden_units(name, false);
         let calibration = stories(&dead.model, 16, 128);
         for way in OTHERS {
             let (small, report) = shrink(&dead.model, &calibration, way, 0.3);

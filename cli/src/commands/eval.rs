@@ -67,7 +67,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
         reading,
         special_tokens: model.tokenizer.special_tokens_note().to_owned(),
         secs,
-        program: concat!("modegpt ", env!("CARGO_PKG_VERSION")),
+        program: modegpt::PROGRAM,
         device: found.name.clone(),
         fingerprint: model.fingerprint().to_owned(),
         params: model.params(),

@@ -72,14 +72,7 @@ pub(crate) fn run(args: &ReproduceArgs) -> Result<(), Failure> {
     }
     let n_failed = rows.iter().filter(|row| !row.pass).count();
     let (n_rows, device, secs) = (rows.len(), found.name.clone(), begin.elapsed().as_secs_f64());
-    let summary = Summary {
-        pass: n_failed == 0,
-        rows,
-        skipped,
-        program: concat!("modegpt ", env!("CARGO_PKG_VERSION")),
-        device,
-        secs,
-    };
+    let summary = Summary { pass: n_failed == 0, rows, skipped, program: modegpt::PROGRAM, device, secs };
     if args.common.json {
         printer::json(&summary)?;
     } else {

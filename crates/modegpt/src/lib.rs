@@ -50,3 +50,6 @@ pub use modegpt_model as model_runtime;
 pub use modegpt_report as report;
 pub use modegpt_statistics as statistics;
 pub use modegpt_text as text_tools;
+
+/// Name and version, as they stand in everything that is written.
+pub const PROGRAM: &str = concat!("modegpt ", env!("CARGO_PKG_VERSION"));

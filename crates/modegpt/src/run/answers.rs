@@ -8,7 +8,7 @@ use modegpt_model::Compute;
 use serde::{Deserialize, Serialize};
 
 use super::RunError;
-use crate::{Answer, EncodedTask, Model, Reporter, TaskScore};
+use crate::{Answer, EncodedTask, Model, PROGRAM, Reporter, TaskScore};
 
 /// Far above the answers to all tasks.
 const LIMIT_BYTES: u64 = 256 << 20;
@@ -88,7 +88,7 @@ impl Header {
             )
         };
         Self {
-            answers_of: format!("modegpt {}", env!("CARGO_PKG_VERSION")),
+            answers_of: PROGRAM.to_owned(),
             model: model.fingerprint().to_owned(),
             tasks: tasks.iter().map(task).collect(),
             batch_tokens,

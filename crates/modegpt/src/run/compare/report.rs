@@ -8,7 +8,7 @@ use modegpt_report::{
 use super::cell::{Dense, Found};
 use super::grid::{Grid, Part};
 use super::{CompareRun, NamedMethod};
-use crate::PlanRequest;
+use crate::{PROGRAM, PlanRequest};
 
 /// The report over a complete grid.
 pub(super) fn assemble(run: &CompareRun<'_>, grid: &Grid, dense: Dense, known: Vec<Option<Found>>) -> CompareReport {
@@ -44,7 +44,7 @@ pub(super) fn assemble(run: &CompareRun<'_>, grid: &Grid, dense: Dense, known: V
             left_out: steps(grid, &found, Part::LeftOut),
         }),
         protocol: Protocol {
-            program: format!("modegpt {}", env!("CARGO_PKG_VERSION")),
+            program: PROGRAM.to_owned(),
             command: run.command.to_owned(),
             device: run.device.to_owned(),
             model: model_facts(run),
