@@ -55,20 +55,21 @@ pub(crate) struct Accumulators<'a> {
 }
 
 impl<'a> Accumulators<'a> {
-    /// `attention` is given if effects of the logits are collected.
+    /// Over no batches, of `n_samples` that are to come. `attention` is given if effects of the logits are collected.
     pub(crate) fn new(
         config: &ModelConfig,
         shape: &LayerShape,
         path: GramPath,
         attention: Option<&'a AttentionGeometry>,
         collect: Collect,
+        n_samples: usize,
     ) -> Self {
         let widths = [config.d_model, config.n_heads * shape.d_v, config.d_model];
         Self {
             n_tokens: 0,
             influence_sum: 0.0,
             inverse_residual_sum: 0.0,
-            logits: attention.map(LogitEffects::new),
+            logits: attention.map(|attention| LogitEffects::new(attention, n_samples)),
             inputs: collect.inputs.then(|| widths.map(|width| ActivationGram::new(width, path))),
             magnitudes: collect.magnitudes.then(|| {
                 let [attention, output, mlp] = widths;

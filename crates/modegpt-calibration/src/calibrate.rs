@@ -74,7 +74,7 @@ pub async fn observe_layer(
     let block = Block::new(host, shape, config, compute);
     let mut total: Option<LayerStatistics> = None;
     for shard in shards {
-        let mut sums = Accumulators::new(config, shape, path, attention.as_ref(), collect);
+        let mut sums = Accumulators::new(config, shape, path, attention.as_ref(), collect, shard.len());
         for samples in stream.batches_of(shard) {
             let before = stream.load(&samples).map_err(at)?;
             let shape = stream.shape(&samples);

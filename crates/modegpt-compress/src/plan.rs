@@ -127,7 +127,8 @@ impl Allocation {
 pub struct Ridges {
     /// In the ridge leverage scores that select hidden units. Perplexity hardly depends on it between 1e-6 and 1e-1.
     pub leverage: f64,
-    /// In the costs by which hidden units are eliminated: it makes large changes of the weights dear.
+    /// In the costs by which hidden units are eliminated: it makes large changes of the weights dear. With few tokens products
+    /// of different units count less besides: with `n` tokens and `d` units `1 / (1 + max(0, d/n − 1/16))` times.
     pub elimination: f64,
     /// In the least squares that refit the down map and the output maps of heads. With few tokens more: see
     /// [`Ridges::refit_of`].
@@ -163,8 +164,13 @@ impl Ridges {
     ///
     /// 4096 tokens leave 65 instead of 93, 8192 tokens 60 instead of 67.
     pub fn refit_of(&self, n_unknowns: usize, n_tokens: u64) -> f64 {
+        self.refit + Self::HELD * Self::shortage(n_unknowns, n_tokens)
+    }
+
+    /// How far tokens fall short of those from which so many unknowns can be learned: `max(0, k/n − 1/16)`.
+    pub(crate) fn shortage(n_unknowns: usize, n_tokens: u64) -> f64 {
         let share = n_unknowns as f64 / n_tokens.max(1) as f64;
-        self.refit + Self::HELD * (share - (Self::TOKENS_PER_UNKNOWN as f64).recip()).max(0.0)
+        (share - (Self::TOKENS_PER_UNKNOWN as f64).recip()).max(0.0)
     }
 
     fn check(self) -> Result<(), Error> {

@@ -130,6 +130,15 @@ impl Gram {
         Ok(Self { dim: self.dim, packed: entries.map(|(f, h)| (1.0 - weight) * f + scale * h).collect() })
     }
 
+    /// The matrix with everything off its diagonal times `share`: positive semidefinite still, if `share` is in `[0, 1]`.
+    pub fn with_off_diagonal(&self, share: f64) -> Self {
+        let entries = (0..self.dim).flat_map(|i| {
+            let (diagonal, others) = self.lower_row(i).split_last().expect("a row has its diagonal");
+            others.iter().map(move |value| share * value).chain([*diagonal])
+        });
+        Self { dim: self.dim, packed: entries.collect() }
+    }
+
     /// Whether every entry is zero: nothing was ever active.
     pub fn is_zero(&self) -> bool {
         self.packed.iter().all(|&value| value == 0.0)
@@ -181,6 +190,17 @@ mod tests {
             assert_eq!(gram, again);
             assert_eq!(gram.packed_lower().len(), dim * (dim + 1) / 2);
         }
+    }
+
+    #[test]
+    fn only_what_is_off_the_diagonal_is_shared_out() {
+        let gram = random_gram(5, 9, 3);
+        let half = gram.with_off_diagonal(0.5);
+        for (i, j) in (0..5).flat_map(|i| (0..5).map(move |j| (i, j))) {
+            let share = if i == j { 1.0 } else { 0.5 };
+            assert_eq!(half.get(i, j).to_bits(), (share * gram.get(i, j)).to_bits());
+        }
+        assert_eq!(gram.with_off_diagonal(1.0), gram);
     }
 
     #[test]

@@ -160,6 +160,11 @@ fn without_rows(matrix: MatRef<'_, f64>, rows: &[usize]) -> Mat<f64> {
     rest
 }
 
+/// Which units go, and what that costs.
+///
+/// Among few tokens units are alike that are not, and every unit seems to be made up of others: with fewer tokens than units
+/// nothing would be lost by any of those that are too many. So products of different units then count less, the less the
+/// fewer tokens there are: `1 / (1 + max(0, d_ff/n - 1/16))` times.
 fn eliminate(layer: &Layer<'_>, keep_at_least: usize, methods: Methods, ridges: Ridges) -> Result<Elimination, Error> {
     let place = PLACE.of(layer);
     let statistics = layer.statistics;
@@ -168,6 +173,9 @@ fn eliminate(layer: &Layer<'_>, keep_at_least: usize, methods: Methods, ridges: 
         .transpose()
         .map_err(|error| place.numerics(error))?;
     let gram = centred.as_ref().unwrap_or(&statistics.mlp);
+    let trusted = (1.0 + Ridges::shortage(gram.dim(), statistics.n_tokens)).recip();
+    let shrunk = (trusted < 1.0).then(|| gram.with_off_diagonal(trusted));
+    let gram = shrunk.as_ref().unwrap_or(gram);
     let options = EliminationOptions { relative_ridge: ridges.elimination, keep_at_least, ..Default::default() };
     let down = widen(&layer.weights.down.weight);
     eliminate_units(gram, down.as_ref(), layer.mlp_metric(), &options).map_err(|error| place.numerics(error))
