@@ -12,7 +12,6 @@ mod hub;
 mod inputs;
 mod panics;
 mod printer;
-mod process_memory;
 mod progress;
 mod scratch;
 

@@ -194,9 +194,9 @@ fn mode_best_killed_at_any_stage_resumes_to_the_same_bytes() {
             "surveys/nats-00002-*",
             "surveys/residual-energy-00002-*",
             "surveys/tried.json",
-            "prefix/original/stream-00001.f32",
+            "prefix/samples/original/stream-00001.f32",
             "layers/00001.json",
-            "prefix/compressed/stream-00003.f32",
+            "prefix/openings/compressed/stream-00003.f32",
         ] {
             interrupt(&desk, &line("out"), file);
             desk.run(&format!("{} --resume", line("out"))).ok();

@@ -18,30 +18,66 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     tensor.into_data().try_to_vec::<f32>().expect("f32").into_iter().map(f64::from).collect()
 }
 
-/// The sums over all tokens for the last map of that half of `block`: `before` is the stream before it, `wanted` that which
-/// is wanted behind it.
-fn sums(block: &Block, half: Half, before: &Tensor<3>, wanted: &[f64]) -> PrefixStatistics {
-    let (_, units) = forward_with_units(block, half, before.clone());
-    let (k, d_model) = (units.dims()[1], before.dims()[2]);
-    let (units, before) = (values(units), values(before.clone()));
-    let mut packed = vec![0.0; k * (k + 1) / 2];
-    let (mut cross, mut unit_sum, mut target_sum) = (vec![0.0; k * d_model], vec![0.0; k], vec![0.0; d_model]);
-    let mut weight_sum = 0.0;
-    for (token, z) in units.chunks_exact(k).enumerate() {
-        let row = token * d_model..(token + 1) * d_model;
-        let y = &wanted[row.clone()];
-        let target: Vec<f64> = y.iter().zip(&before[row]).map(|(y, x)| y - x).collect();
-        let weight = y.iter().map(|value| value * value).sum::<f64>().recip();
-        weight_sum += weight;
-        for i in 0..k {
-            unit_sum[i] += weight * z[i];
-            (0..=i).for_each(|j| packed[i * (i + 1) / 2 + j] += weight * z[i] * z[j]);
-            (0..d_model).for_each(|j| cross[i * d_model + j] += weight * z[i] * target[j]);
+/// Samples with both their streams before the next half, and for how many tokens each token counts.
+struct Streams {
+    original: Tensor<3>,
+    compressed: Tensor<3>,
+    counts: Vec<f64>,
+}
+
+/// The sums over all tokens for the last map of that half of `block`; `wanted` behind it is the stream of each of the samples.
+fn sums(block: &Block, half: Half, samples: &[Streams], wanted: &[Vec<f64>]) -> PrefixStatistics {
+    let mut sums: Option<PrefixStatistics> = None;
+    for (streams, wanted) in samples.iter().zip(wanted) {
+        let (_, units) = forward_with_units(block, half, streams.compressed.clone());
+        let (k, d_model) = (units.dims()[1], streams.compressed.dims()[2]);
+        let (units, before) = (values(units), values(streams.compressed.clone()));
+        let mut packed = vec![0.0; k * (k + 1) / 2];
+        let (mut cross, mut unit_sum, mut target_sum) = (vec![0.0; k * d_model], vec![0.0; k], vec![0.0; d_model]);
+        let mut weight_sum = 0.0;
+        for (token, z) in units.chunks_exact(k).enumerate() {
+            let row = token * d_model..(token + 1) * d_model;
+            let y = &wanted[row.clone()];
+            let target: Vec<f64> = y.iter().zip(&before[row]).map(|(y, x)| y - x).collect();
+            let weight = streams.counts[token] / y.iter().map(|value| value * value).sum::<f64>();
+            weight_sum += weight;
+            for i in 0..k {
+                unit_sum[i] += weight * z[i];
+                (0..=i).for_each(|j| packed[i * (i + 1) / 2 + j] += weight * z[i] * z[j]);
+                (0..d_model).for_each(|j| cross[i * d_model + j] += weight * z[i] * target[j]);
+            }
+            (0..d_model).for_each(|j| target_sum[j] += weight * target[j]);
         }
-        (0..d_model).for_each(|j| target_sum[j] += weight * target[j]);
+        let gram = Gram::from_packed_lower(k, packed).expect("a triangle");
+        let more = PrefixStatistics { gram, cross, unit_sum, target_sum, weight_sum };
+        let Some(sums) = &mut sums else {
+            sums = Some(more);
+            continue;
+        };
+        let add = |sum: &mut [f64], more: &[f64]| sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        sums.gram.add(&more.gram).expect("of one size");
+        add(&mut sums.cross, &more.cross);
+        add(&mut sums.unit_sum, &more.unit_sum);
+        add(&mut sums.target_sum, &more.target_sum);
+        sums.weight_sum += more.weight_sum;
     }
-    let gram = Gram::from_packed_lower(k, packed).expect("a triangle");
-    PrefixStatistics { gram, cross, unit_sum, target_sum, weight_sum }
+    sums.expect("samples")
+}
+
+/// What texts may begin with: each token of every 16th place once, counting as often as it stands there, and as often as all of
+/// these what the tokenizer puts first; together they count as an eighth of all tokens.
+fn openings(ids: &[u32], prefix_ids: &[u32]) -> Vec<(u32, f64)> {
+    let places: Vec<u32> = ids.iter().copied().step_by(16).collect();
+    let mut openings: Vec<(u32, f64)> = Vec::new();
+    let first = prefix_ids.first().map(|first| vec![*first; places.len()]).unwrap_or_default();
+    for id in places.into_iter().chain(first) {
+        match openings.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, count)) => *count += 1.0,
+            None => openings.push((id, 1.0)),
+        }
+    }
+    let total: f64 = openings.iter().map(|(_, count)| count).sum();
+    openings.iter().map(|(id, count)| (*id, count / total * ids.len() as f64 / 8.0)).collect()
 }
 
 /// The largest difference as a share of the largest value.
@@ -71,8 +107,8 @@ fn a_half_whose_units_are_known_gives_what_it_gives_otherwise() {
 }
 
 /// What is wanted behind a half is halfway between the stream of the original model and the compressed one with what the
-/// original half adds: to the original stream if it is attention, to the compressed one if it is the MLP. The output of the
-/// same plan without the refit is where it begins.
+/// original half adds: to the original stream if it is attention, to the compressed one if it is the MLP. Beside the samples
+/// there are their openings. The output of the same plan without the refit is where it begins.
 #[test]
 fn the_refit_is_the_one_of_its_definition() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -104,9 +140,18 @@ fn the_refit_is_the_one_of_its_definition() {
             };
             let embedder = Embedder::new(&model.checkpoint, &compute).expect("embeddings");
             let ids = &calibration.windows.ids;
-            let mut original =
-                embedder.embed(&model.checkpoint, ids, N_SAMPLES, 0, &compute).expect("the stream before layer 0");
-            let mut stream = original.clone();
+            let (first_ids, first_counts): (Vec<u32>, Vec<f64>) =
+                openings(ids, model.tokenizer.prefix_ids()).into_iter().unzip();
+            assert!(first_ids.len() > 10, "{first_ids:?}");
+            let streams_of = |ids: &[u32], n_samples: usize, counts: Vec<f64>| {
+                let embedded = embedder.embed(&model.checkpoint, ids, n_samples, 0, &compute);
+                let original = embedded.expect("the stream before layer 0");
+                Streams { compressed: original.clone(), original, counts }
+            };
+            let mut samples = [
+                streams_of(ids, N_SAMPLES, vec![1.0; ids.len()]),
+                streams_of(&first_ids, first_ids.len(), first_counts),
+            ];
             let n_layers = config.layers.len();
             let mut farthest: f32 = 0.0;
             for layer in 0..n_layers {
@@ -117,22 +162,26 @@ fn the_refit_is_the_one_of_its_definition() {
                 let mut weights = dense(&begun, layer);
                 let begins = weights.clone();
                 for half in [Half::Attention, Half::Mlp] {
-                    let behind = whole.forward_half(half, original.clone());
-                    let erroneous = match half {
-                        Half::Attention => stream.clone() + (behind.clone() - original),
-                        Half::Mlp => whole.forward_half(half, stream.clone()),
-                    };
-                    original = behind;
-                    let pairs = values(original.clone()).into_iter().zip(values(erroneous));
-                    let wanted: Vec<f64> = pairs.map(|(y, of_stream)| f64::midpoint(y, of_stream)).collect();
+                    let wanted = samples.each_mut().map(|Streams { original, compressed, .. }| {
+                        let behind = whole.forward_half(half, original.clone());
+                        let erroneous = match half {
+                            Half::Attention => compressed.clone() + (behind.clone() - original.clone()),
+                            Half::Mlp => whole.forward_half(half, compressed.clone()),
+                        };
+                        *original = behind;
+                        let pairs = values(original.clone()).into_iter().zip(values(erroneous));
+                        pairs.map(|(y, of_stream)| f64::midpoint(y, of_stream)).collect::<Vec<f64>>()
+                    });
                     let map = if half == Half::Attention { &weights.output } else { &weights.down };
                     let ridge = TOKENS_PER_UNIT * map.weight.rows as f64 / ids.len() as f64;
                     if half == Half::Attention || maps == PrefixRefit::All {
                         let refit = if half == Half::Attention { refit_output } else { refit_down };
-                        let seen = sums(&block(&weights), half, &stream, &wanted);
+                        let seen = sums(&block(&weights), half, &samples, &wanted);
                         weights = refit(layer, &weights, &seen, ridge).expect("regular").0;
                     }
-                    stream = block(&weights).forward_half(half, stream);
+                    for streams in &mut samples {
+                        streams.compressed = block(&weights).forward_half(half, streams.compressed.clone());
+                    }
                 }
                 let found = dense(&refitted, layer);
                 for (map, found, expected, begins) in [

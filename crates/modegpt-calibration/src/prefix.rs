@@ -5,10 +5,10 @@
 //! `y` the stream that is wanted behind the half, the map is to carry
 //!
 //! ```text
-//! z W + b ≈ y - x̂        minimising Σ_t ‖y_t - x̂_t - z_t W - b‖² / ‖y_t‖²
+//! z W + b ≈ y - x̂        minimising Σ_t c_t ‖y_t - x̂_t - z_t W - b‖² / ‖y_t‖²
 //! ```
 //!
-//! Tokens are weighed by the energy of the stream there, because what follows sees it normalised: without that a few tokens
+//! A token counts `c_t` times, over the energy of the stream there, because what follows sees it normalised: without that a few tokens
 //! of enormous activation would decide everything. What is wanted, whoever adds the batches decides.
 
 use burn::tensor::Tensor;
@@ -69,7 +69,8 @@ impl PrefixAccumulator {
     }
 
     /// Adds a batch: the stream of the compressed model `before` the half, `units` that enter its last map, `[rows, k]`, and
-    /// the stream that is `wanted` behind it. Streams are `[samples, tokens, d_model]`.
+    /// the stream that is `wanted` behind it. Streams are `[samples, tokens, d_model]`. `counts` says for how many tokens each
+    /// counts, `[rows]`; for one if `None`.
     ///
     /// # Errors
     /// [`ComputeError::Device`] if the device fails.
@@ -78,15 +79,20 @@ impl PrefixAccumulator {
         before: Tensor<3>,
         units: Tensor<2>,
         wanted: Tensor<3>,
+        counts: Option<&[f32]>,
         compute: &Compute,
     ) -> Result<(), ComputeError> {
         let [samples, tokens, d_model] = wanted.dims();
         let shape = [samples * tokens, d_model];
         let (before, wanted) = (before.reshape(shape), wanted.reshape(shape));
-        // Roots of the weights of tokens: `1 / ‖y‖`, 0 for a token of zeros.
+        // Roots of the weights of tokens: `√count / ‖y‖`, 0 for a token of zeros.
         let energies = (wanted.clone() * wanted.clone()).sum_dim(1);
         let is_zero = energies.clone().equal_elem(0.0);
-        let weights = energies.sqrt().recip().mask_fill(is_zero, 0.0);
+        let mut weights = energies.sqrt().recip().mask_fill(is_zero, 0.0);
+        if let Some(counts) = counts {
+            let roots = counts.iter().map(|count| count.sqrt()).collect();
+            weights = weights * compute.tensor(roots, [samples * tokens, 1]);
+        }
         let weight_of = |root: f32| f64::from(root).powi(2);
         self.weight_sum += compute.read(weights.clone()).await?.into_iter().map(weight_of).sum::<f64>();
         let (units, target) = (units * weights.clone(), (wanted - before) * weights.clone());
@@ -111,9 +117,10 @@ impl PrefixAccumulator {
 mod tests {
     use super::*;
 
-    /// Sums of products by their definition, in f64, over batches of two samples and one; one token is all zeros.
+    /// Sums of products by their definition, in f64, over batches of two samples and one, the second with counts; one token of
+    /// the batches is all zeros.
     #[test]
-    fn sums_are_weighed_by_the_energy_of_what_is_wanted() {
+    fn sums_are_weighed_by_counts_and_the_energy_of_what_is_wanted() {
         let (tokens, k, d_model) = (3, 4, 5);
         let mut state = 11_u64;
         let mut random = |n: usize| -> Vec<f32> {
@@ -127,7 +134,7 @@ mod tests {
         let mut sums = PrefixAccumulator::new(k, d_model, GramPath::Host);
         let (mut gram, mut cross) = (vec![0.0; k * k], vec![0.0; k * d_model]);
         let (mut unit_sum, mut target_sum, mut weight_sum) = (vec![0.0; k], vec![0.0; d_model], 0.0);
-        for samples in [2, 1] {
+        for (samples, counts) in [(2, None), (1, Some([1.0, 3.0, 0.5]))] {
             let rows = samples * tokens;
             let (before, units, mut wanted) = (random(rows * d_model), random(rows * k), random(rows * d_model));
             wanted[..d_model].fill(0.0);
@@ -137,7 +144,8 @@ mod tests {
                 };
                 let (x, z, y) = (of(&before, d_model), of(&units, k), of(&wanted, d_model));
                 let energy: f64 = y.iter().map(|value| value * value).sum();
-                let weight = if energy > 0.0 { energy.recip() } else { 0.0 };
+                let count = counts.map_or(1.0, |counts| f64::from(counts[row]));
+                let weight = if energy > 0.0 { count / energy } else { 0.0 };
                 weight_sum += weight;
                 for i in 0..k {
                     unit_sum[i] += weight * z[i];
@@ -148,7 +156,8 @@ mod tests {
             }
             let shape = [samples, tokens, d_model];
             let [before, wanted] = [before, wanted].map(|values| compute.tensor(values, shape));
-            let added = sums.add(before, compute.tensor(units, [rows, k]), wanted, &compute);
+            let counts = counts.as_ref().map(|counts| &counts[..]);
+            let added = sums.add(before, compute.tensor(units, [rows, k]), wanted, counts, &compute);
             pollster::block_on(added).expect("adds");
         }
         let found = sums.finish();

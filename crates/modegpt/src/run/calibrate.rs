@@ -10,7 +10,7 @@ use modegpt_model::{Compute, ComputeError, ResidualStore, ResidualStream};
 use modegpt_statistics::{RowFisher, StatisticsHeader};
 use modegpt_text::Windows;
 
-use super::memory::Workload;
+use super::memory::{Workload, program_bytes};
 use super::request_words::name;
 use super::scratch::{Checkpointed, FileStore};
 use super::{MemoryPlan, RunError, StatisticsFolder};
@@ -40,6 +40,8 @@ pub struct CalibrationRun<'a> {
     pub n_shards: usize,
     /// Keep the residual stream on the disk if more host memory than this would be needed.
     pub max_host_bytes: Option<u64>,
+    /// What the program holds before the run.
+    pub program_bytes: u64,
     /// Hears of progress.
     pub reporter: &'a dyn Reporter,
 }
@@ -57,7 +59,8 @@ pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existi
 }
 
 impl<'a> CalibrationRun<'a> {
-    /// A run with 2048 tokens at once, in one part, with nothing collected beside the usual, that tells nobody.
+    /// A run with 2048 tokens at once, in one part, with nothing collected beside the usual, that tells nobody. The program is
+    /// taken to hold what it holds now.
     pub fn new(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute, gram_path: GramPath) -> Self {
         Self {
             model,
@@ -71,6 +74,7 @@ impl<'a> CalibrationRun<'a> {
             batch_tokens: 2048,
             n_shards: 1,
             max_host_bytes: None,
+            program_bytes: program_bytes(),
             reporter: &Silent,
         }
     }
@@ -164,6 +168,7 @@ impl CalibrationRun<'_> {
             seq_len: windows.seq_len,
             batch: (self.batch_tokens / windows.seq_len).clamp(1, windows.n),
             is_host: self.compute.is_host,
+            program_bytes: self.program_bytes,
         }
     }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Tensor;
 use modegpt_calibration::check_finite;
 use modegpt_model::{Block, Compute, ComputeError, Half, ResidualStore, ResidualStream};
+use modegpt_text::Windows;
 
 use super::calibrate::{Place, at_layer};
 use super::scratch::{Checkpointed, FileStore};
@@ -14,48 +15,84 @@ use super::{CalibrationRun, RunError};
 /// A stream that is kept on the disk between layers, to resume from, and in memory too unless memory is short.
 pub(super) struct KeptStream<'a> {
     run: &'a CalibrationRun<'a>,
+    size: Size,
     kept: Checkpointed,
     place: Place,
 }
 
+/// How many samples of how many tokens a stream is of.
+#[derive(Clone, Copy)]
+struct Size {
+    n_samples: usize,
+    seq_len: usize,
+    d_model: usize,
+    /// Samples computed at once.
+    batch: usize,
+}
+
+impl Size {
+    fn of(run: &CalibrationRun<'_>, windows: &Windows) -> Self {
+        let &Windows { n: n_samples, seq_len, .. } = windows;
+        let batch = (run.batch_tokens / seq_len).clamp(1, n_samples);
+        Self { n_samples, seq_len, d_model: run.model.config().d_model, batch }
+    }
+
+    fn n_elements(self) -> usize {
+        ResidualStream::elements(self.n_samples, self.seq_len, self.d_model)
+    }
+
+    fn stream<'s>(self, store: Box<dyn ResidualStore + 's>) -> ResidualStream<'s> {
+        ResidualStream::new(store, self.n_samples, self.seq_len, self.d_model, self.batch)
+    }
+}
+
 impl<'a> KeptStream<'a> {
-    /// The stream at the input of `layer` as it was kept in `folder`; `None` if it is not whole.
-    pub(super) fn resume(run: &'a CalibrationRun<'a>, folder: &Path, layer: usize) -> Result<Option<Self>, RunError> {
-        let kept = Checkpointed::new(folder);
-        if !kept.is_intact(layer, run.n_elements()) {
+    /// The stream of `windows` at the input of `layer` as it was kept in `folder`; `None` if it is not whole.
+    pub(super) fn resume(
+        run: &'a CalibrationRun<'a>,
+        windows: &Windows,
+        folder: &Path,
+        layer: usize,
+    ) -> Result<Option<Self>, RunError> {
+        let (kept, size) = (Checkpointed::new(folder), Size::of(run, windows));
+        if !kept.is_intact(layer, size.n_elements()) {
             return Ok(None);
         }
         let on_disk = run.memory_plan(true).stream_on_disk;
-        let place = if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, run.n_elements())?) };
-        Ok(Some(Self { run, kept, place }))
+        let place = if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, size.n_elements())?) };
+        Ok(Some(Self { run, size, kept, place }))
     }
 
-    /// The stream at the input of the first layer, to be kept in `folder`.
-    pub(super) async fn embed(run: &'a CalibrationRun<'a>, folder: PathBuf) -> Result<Self, RunError> {
+    /// The stream of `windows` at the input of the first layer, to be kept in `folder`.
+    pub(super) async fn embed(
+        run: &'a CalibrationRun<'a>,
+        windows: &Windows,
+        folder: PathBuf,
+    ) -> Result<Self, RunError> {
         std::fs::create_dir_all(&folder).map_err(|reason| RunError::Scratch { path: folder.clone(), reason })?;
-        let kept = Checkpointed::new(&folder);
-        let (ids, weights) = (&run.calibration.windows.ids, &run.model.checkpoint);
+        let (kept, size) = (Checkpointed::new(&folder), Size::of(run, windows));
+        let (ids, weights) = (&windows.ids, &run.model.checkpoint);
         let place = if run.memory_plan(true).stream_on_disk {
             let output = kept.path(0).with_extension("tmp");
             let store = FileStore::new(None, &output)?;
-            run.stream(Box::new(store)).embed(weights, ids, run.compute).await?;
+            size.stream(Box::new(store)).embed(weights, ids, run.compute).await?;
             kept.seal(0, &output)?;
             Place::Disk
         } else {
-            let mut values = vec![0.0; run.n_elements()];
-            run.stream(Box::new(&mut values)).embed(weights, ids, run.compute).await?;
+            let mut values = vec![0.0; size.n_elements()];
+            size.stream(Box::new(&mut values)).embed(weights, ids, run.compute).await?;
             kept.save(0, &values)?;
             Place::Memory(values)
         };
-        Ok(Self { run, kept, place })
+        Ok(Self { run, size, kept, place })
     }
 
     /// The stream before a half of `layer`, to be read only.
     pub(super) fn look(&mut self, layer: usize, half: Half) -> Result<ResidualStream<'_>, RunError> {
         let [before, _] = self.paths(layer, half);
         Ok(match &mut self.place {
-            Place::Memory(values) => self.run.stream(Box::new(values)),
-            Place::Disk => self.run.stream(Box::new(FileStore::read_only(&before)?)),
+            Place::Memory(values) => self.size.stream(Box::new(values)),
+            Place::Disk => self.size.stream(Box::new(FileStore::read_only(&before)?)),
         })
     }
 
@@ -63,8 +100,8 @@ impl<'a> KeptStream<'a> {
     pub(super) fn open(&mut self, layer: usize, half: Half) -> Result<ResidualStream<'_>, RunError> {
         let [before, behind] = self.paths(layer, half);
         Ok(match &mut self.place {
-            Place::Memory(values) => self.run.stream(Box::new(values)),
-            Place::Disk => self.run.stream(Box::new(FileStore::new(Some(&before), &behind)?)),
+            Place::Memory(values) => self.size.stream(Box::new(values)),
+            Place::Disk => self.size.stream(Box::new(FileStore::new(Some(&before), &behind)?)),
         })
     }
 

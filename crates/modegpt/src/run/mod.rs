@@ -16,6 +16,7 @@ mod kept_stream;
 mod memory;
 mod merge;
 mod notes;
+mod openings;
 mod prefix;
 mod request_words;
 mod scratch;

@@ -12,8 +12,10 @@
 //! ```
 //!
 //! Attention adds to `x` nearly what it adds to `x̂`, and that is known already; the MLP does not.
+//!
+//! Beside the calibration samples their [openings](super::openings) are carried along.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Int, Tensor};
 use modegpt_architecture::{LayerShape, LayerWeights, Linear, ModelConfig, WeightProvider};
@@ -22,9 +24,11 @@ use modegpt_checkpoint::OutputFolder;
 use modegpt_compress::{PrefixRefit, refit_down, refit_output};
 use modegpt_model::{Block, Half, ResidualStore};
 use modegpt_statistics::PrefixStatistics;
+use modegpt_text::Windows;
 
 use super::calibrate::at_layer;
 use super::kept_stream::{KeptStream, tensor};
+use super::openings::Openings;
 use super::scratch::{Checkpointed, FileStore};
 use super::{CalibrationRun, RunError};
 
@@ -44,6 +48,16 @@ pub(super) struct Refitted {
 /// Both streams at the input of the next layer.
 pub(super) struct Prefix<'a> {
     run: &'a CalibrationRun<'a>,
+    samples: Streams<'a>,
+    openings: Streams<'a>,
+}
+
+/// Both streams of some samples.
+struct Streams<'a> {
+    run: &'a CalibrationRun<'a>,
+    seq_len: usize,
+    /// For how many tokens each of them counts; for one if `None`.
+    counts: Option<Vec<f32>>,
     original: KeptStream<'a>,
     compressed: KeptStream<'a>,
     /// What enters the last map of the compressed half, from the pass that observes it to the one that carries the stream
@@ -59,22 +73,20 @@ impl<'a> Prefix<'a> {
         folder: &OutputFolder,
         layer: usize,
     ) -> Result<Option<Self>, RunError> {
-        let [original, compressed] = places(folder);
-        let original = KeptStream::resume(run, &original, layer)?;
-        let compressed = KeptStream::resume(run, &compressed, layer)?;
-        let Some((original, compressed)) = original.zip(compressed) else { return Ok(None) };
-        Ok(Some(Self { run, original, compressed, units: units_file(run, folder)? }))
+        let [samples, openings] = places(folder);
+        let Openings { windows, counts } = openings_of(run);
+        let samples = Streams::resume(run, &run.calibration.windows, None, &samples, layer)?;
+        let openings = Streams::resume(run, &windows, Some(counts), &openings, layer)?;
+        Ok(samples.zip(openings).map(|(samples, openings)| Self { run, samples, openings }))
     }
 
     /// The streams at the input of the first layer.
     pub(super) async fn begin(run: &'a CalibrationRun<'a>, folder: &OutputFolder) -> Result<Self, RunError> {
-        let [original, compressed] = places(folder);
-        Ok(Self {
-            run,
-            original: KeptStream::embed(run, original).await?,
-            compressed: KeptStream::embed(run, compressed).await?,
-            units: units_file(run, folder)?,
-        })
+        let [samples, openings] = places(folder);
+        let Openings { windows, counts } = openings_of(run);
+        let samples = Streams::begin(run, &run.calibration.windows, None, &samples).await?;
+        let openings = Streams::begin(run, &windows, Some(counts), &openings).await?;
+        Ok(Self { run, samples, openings })
     }
 
     /// Refits the maps of a compressed layer and carries both streams through it.
@@ -106,8 +118,7 @@ impl<'a> Prefix<'a> {
             (weights, down_attempts) = refit_down(layer, &weights, &seen, ridge(&weights.down))?;
             self.carry_observed(layer, Half::Mlp, &block(&weights), units.len()).await?;
         } else {
-            self.original.carry(layer, Half::Mlp, &original).await?;
-            self.compressed.carry(layer, Half::Mlp, &block(&weights)).await?;
+            self.carry(layer, Half::Mlp, [&original, &block(&weights)]).await?;
         }
         self.settle(layer)?;
         Ok(Refitted { weights, output_attempts, down_attempts })
@@ -145,8 +156,8 @@ impl<'a> Prefix<'a> {
         self.observe(layer, Half::Mlp, original, of_batch, units.len()).await
     }
 
-    /// Carries the original stream through a half of `layer`, and observes what the last map of that half of the compressed
-    /// layer is to make of the compressed stream.
+    /// Carries the original streams through a half of `layer`, and observes what the last map of that half of the compressed
+    /// layer is to make of the compressed ones.
     ///
     /// `of_batch` of the compressed stream before the half and the original one before and behind it: the stream that is
     /// wanted, and the `k` units of the compressed half.
@@ -158,51 +169,49 @@ impl<'a> Prefix<'a> {
         of_batch: impl Fn(Tensor<3>, [Tensor<3>; 2]) -> (Tensor<3>, Tensor<2>),
         k: usize,
     ) -> Result<PrefixStatistics, RunError> {
-        let (run, at) = (self.run, |source| at_layer(layer, source));
-        let mut sums = PrefixAccumulator::new(k, run.model.config().d_model, run.gram_path);
-        let inputs = self.compressed.look(layer, half)?;
-        let mut stream = self.original.open(layer, half)?;
-        for samples in stream.batches() {
-            let before = tensor(run.compute, &stream, &samples).map_err(at)?;
-            let behind = original.forward_half(half, before.clone());
-            let values = run.compute.read(behind.clone()).await.map_err(at)?;
-            check_finite(&values).map_err(at)?;
-            let input = tensor(run.compute, &inputs, &samples).map_err(at)?;
-            let (wanted, units) = of_batch(input.clone(), [before, behind]);
-            if let Some(kept) = &mut self.units {
-                let values = run.compute.read(units.clone()).await.map_err(at)?;
-                kept.write(samples.start * run.calibration.windows.seq_len * k, &values).map_err(|e| at(e.into()))?;
-            }
-            sums.add(input, units, wanted, run.compute).await.map_err(at)?;
-            stream.store(&samples, &values).map_err(at)?;
+        let mut sums = PrefixAccumulator::new(k, self.run.model.config().d_model, self.run.gram_path);
+        for streams in [&mut self.samples, &mut self.openings] {
+            streams.observe(layer, half, original, &of_batch, k, &mut sums).await?;
         }
         Ok(sums.finish())
     }
 
-    /// Carries the compressed stream through a half whose units, `k` of each token, were observed just now.
+    /// Carries the compressed streams through a half whose units, `k` of each token, were observed just now.
     async fn carry_observed(&mut self, layer: usize, half: Half, block: &Block, k: usize) -> Result<(), RunError> {
-        match &self.units {
-            Some(units) => self.compressed.carry_units(layer, half, block, units, k).await,
-            None => self.compressed.carry(layer, half, block).await,
+        for streams in [&mut self.samples, &mut self.openings] {
+            match &streams.units {
+                Some(units) => streams.compressed.carry_units(layer, half, block, units, k).await?,
+                None => streams.compressed.carry(layer, half, block).await?,
+            }
         }
+        Ok(())
+    }
+
+    /// Carries the original streams and the compressed ones through a half, each through that of its own block.
+    async fn carry(&mut self, layer: usize, half: Half, [original, compressed]: [&Block; 2]) -> Result<(), RunError> {
+        for streams in [&mut self.samples, &mut self.openings] {
+            streams.original.carry(layer, half, original).await?;
+            streams.compressed.carry(layer, half, compressed).await?;
+        }
+        Ok(())
     }
 
     /// Carries both streams through a layer of which, as of all before it, nothing was removed: there is nothing to make
     /// good, and a refit would only round.
     pub(super) async fn pass(&mut self, layer: usize) -> Result<(), RunError> {
         let block = self.block(layer)?;
-        for stream in [&mut self.original, &mut self.compressed] {
-            for half in [Half::Attention, Half::Mlp] {
-                stream.carry(layer, half, &block).await?;
-            }
+        for half in [Half::Attention, Half::Mlp] {
+            self.carry(layer, half, [&block, &block]).await?;
         }
         self.settle(layer)
     }
 
-    /// Both streams have passed `layer`.
+    /// All streams have passed `layer`.
     fn settle(&mut self, layer: usize) -> Result<(), RunError> {
-        self.original.settle(layer)?;
-        self.compressed.settle(layer)?;
+        for streams in [&mut self.samples, &mut self.openings] {
+            streams.original.settle(layer)?;
+            streams.compressed.settle(layer)?;
+        }
         self.run.compute.release();
         Ok(())
     }
@@ -215,24 +224,103 @@ impl<'a> Prefix<'a> {
     }
 }
 
+impl<'a> Streams<'a> {
+    /// The streams of `windows` at the input of `layer` as they were kept at `place`; `None` if they are not whole.
+    fn resume(
+        run: &'a CalibrationRun<'a>,
+        windows: &Windows,
+        counts: Option<Vec<f32>>,
+        place: &Path,
+        layer: usize,
+    ) -> Result<Option<Self>, RunError> {
+        let [original, compressed] = both(place);
+        let original = KeptStream::resume(run, windows, &original, layer)?;
+        let compressed = KeptStream::resume(run, windows, &compressed, layer)?;
+        let Some((original, compressed)) = original.zip(compressed) else { return Ok(None) };
+        let (seq_len, units) = (windows.seq_len, units_file(run, place)?);
+        Ok(Some(Self { run, seq_len, counts, original, compressed, units }))
+    }
+
+    /// The streams of `windows` at the input of the first layer, to be kept at `place`.
+    async fn begin(
+        run: &'a CalibrationRun<'a>,
+        windows: &Windows,
+        counts: Option<Vec<f32>>,
+        place: &Path,
+    ) -> Result<Self, RunError> {
+        let [original, compressed] = both(place);
+        Ok(Self {
+            run,
+            seq_len: windows.seq_len,
+            counts,
+            original: KeptStream::embed(run, windows, original).await?,
+            compressed: KeptStream::embed(run, windows, compressed).await?,
+            units: units_file(run, place)?,
+        })
+    }
+
+    /// [`Prefix::observe`] of these samples, added to `sums`.
+    async fn observe(
+        &mut self,
+        layer: usize,
+        half: Half,
+        original: &Block,
+        of_batch: &impl Fn(Tensor<3>, [Tensor<3>; 2]) -> (Tensor<3>, Tensor<2>),
+        k: usize,
+        sums: &mut PrefixAccumulator,
+    ) -> Result<(), RunError> {
+        let (compute, at) = (self.run.compute, |source| at_layer(layer, source));
+        let inputs = self.compressed.look(layer, half)?;
+        let mut stream = self.original.open(layer, half)?;
+        for samples in stream.batches() {
+            let before = tensor(compute, &stream, &samples).map_err(at)?;
+            let behind = original.forward_half(half, before.clone());
+            let values = compute.read(behind.clone()).await.map_err(at)?;
+            check_finite(&values).map_err(at)?;
+            let input = tensor(compute, &inputs, &samples).map_err(at)?;
+            let (wanted, units) = of_batch(input.clone(), [before, behind]);
+            let tokens = samples.start * self.seq_len..samples.end * self.seq_len;
+            if let Some(kept) = &mut self.units {
+                let values = compute.read(units.clone()).await.map_err(at)?;
+                kept.write(tokens.start * k, &values).map_err(|e| at(e.into()))?;
+            }
+            let counts = self.counts.as_ref().map(|counts| &counts[tokens]);
+            sums.add(input, units, wanted, counts, compute).await.map_err(at)?;
+            stream.store(&samples, &values).map_err(at)?;
+        }
+        Ok(())
+    }
+}
+
+fn openings_of(run: &CalibrationRun<'_>) -> Openings {
+    Openings::of(&run.calibration.windows, run.model.tokenizer.prefix_ids())
+}
+
 /// The file for units, if this device shall keep them.
-fn units_file(run: &CalibrationRun<'_>, folder: &OutputFolder) -> Result<Option<FileStore>, RunError> {
-    run.compute.is_host.then(|| FileStore::scratch(&units_path(folder))).transpose()
+fn units_file(run: &CalibrationRun<'_>, place: &Path) -> Result<Option<FileStore>, RunError> {
+    run.compute.is_host.then(|| FileStore::scratch(&units_path(place))).transpose()
 }
 
 /// Forgets, after an error, what nothing can be resumed from: the disk may be full.
 pub(super) fn forget_half_written(folder: &OutputFolder) {
     for place in places(folder) {
-        Checkpointed::new(&place).forget_half_written();
+        for stream in both(&place) {
+            Checkpointed::new(&stream).forget_half_written();
+        }
+        // There may be none; and the run ends by another error, which is told.
+        drop(std::fs::remove_file(units_path(&place)));
     }
-    // There may be none; and the run ends by another error, which is told.
-    drop(std::fs::remove_file(units_path(folder)));
 }
 
-fn units_path(folder: &OutputFolder) -> PathBuf {
-    folder.path().join("prefix").join("units.f32")
-}
-
+/// Where the streams of the samples are, and those of the openings.
 fn places(folder: &OutputFolder) -> [PathBuf; 2] {
-    ["original", "compressed"].map(|name| folder.path().join("prefix").join(name))
+    ["samples", "openings"].map(|name| folder.path().join("prefix").join(name))
+}
+
+fn both(place: &Path) -> [PathBuf; 2] {
+    ["original", "compressed"].map(|name| place.join(name))
+}
+
+fn units_path(place: &Path) -> PathBuf {
+    place.join("units.f32")
 }
