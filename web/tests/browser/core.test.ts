@@ -243,6 +243,19 @@ test('work is stopped, and the page goes on', async () => {
   await shown.context().close()
 })
 
+test('what few tokens change is told', async () => {
+  const shown = await page.open('#/compress?device=cpu&model=llama&sparsity=0.25')
+  const told = shown.getByText(/has only .* hidden units in a layer/)
+  await shown.getByText('Texts of your own').click({ timeout: 60_000 })
+  await shown.getByLabel('calibration text').fill(readFileSync(`${DEMO}/calibration.txt`, 'utf8').slice(0, 5000))
+  await compress(shown)
+  expect(await told.textContent()).toMatch(/only 768 tokens for 172 hidden units in a layer: with fewer than 16 for each, down maps are held to the weights/)
+  await shown.getByLabel('calibration text').fill('')
+  await compress(shown)
+  expect(await told.count()).toBe(0)
+  await shown.context().close()
+})
+
 describe('files that are not what they should be', () => {
   const good = (name: string) => readFileSync(`${DEMO}/opt-tiny-stories/${name}`)
   const cases: readonly (readonly [string, Record<string, Buffer>, RegExp])[] = [

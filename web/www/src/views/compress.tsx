@@ -197,7 +197,7 @@ export function Compress() {
             </p>
           ) : (
             <>
-              <Caution />
+              <Caution mode={mode} />
               <Allocation planned={planned} summary={summary} held={held} off={off} onHold={byCurves ? hold : undefined} disabled={work !== null} />
               {!byCurves && hasWidths && (
                 <p>
@@ -216,17 +216,23 @@ export function Compress() {
   )
 }
 
-/** Least squares on fewer tokens than there are unknowns fits them exactly, and other texts not at all. */
-function Caution() {
+/** From so many tokens for each hidden unit on, least squares learn from them alone: `Ridges::TOKENS_PER_UNKNOWN` of the core. */
+const TOKENS_PER_UNIT = 16
+
+/** What few tokens change. */
+function Caution({ mode }: { mode: Mode }) {
   const { statistics, summary } = useSession()
   if (statistics === null || summary === null) return null
   const tokens = statistics.samples * statistics.seqLen
   const units = Math.max(...summary.layers.map(({ dFf }) => dFf))
-  if (tokens >= 2 * units) return null
+  const refits = mode === 'best' || mode === 'paper'
+  if (tokens >= (refits ? TOKENS_PER_UNIT : 2) * units) return null
   return (
-    <p class="problem">
-      The calibration text has only {grouped(tokens)} tokens for {grouped(units)} hidden units in a layer: what is fitted to it may be far off
-      elsewhere. Give a longer one.
+    <p class={refits ? 'caption' : 'problem'}>
+      The calibration text has only {grouped(tokens)} tokens for {grouped(units)} hidden units in a layer:{' '}
+      {refits
+        ? `with fewer than ${TOKENS_PER_UNIT} for each, down maps are held to the weights that are there, and a longer one would lose less.`
+        : 'what is fitted to it may be far off elsewhere. Give a longer one.'}
     </p>
   )
 }
