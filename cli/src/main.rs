@@ -12,6 +12,7 @@ mod hub;
 mod inputs;
 mod panics;
 mod printer;
+mod process_memory;
 mod progress;
 mod scratch;
 

@@ -11,7 +11,7 @@ use modegpt::checkpoint::{ShardWriter, layer_tensors, outer_tensors};
 use serde_json::{Value, json};
 
 const LAYERS: usize = 64;
-const ALLOWED: u64 = 144 << 20;
+const ALLOWED: u64 = 160 << 20;
 
 /// A Llama of 64 layers with the tokenizer of the small one: random weights, 390 MB in f32.
 fn write_model(desk: &Desk, folder: &str) -> u64 {
@@ -66,6 +66,6 @@ fn a_checkpoint_larger_than_the_memory_allowed_compresses_within_it() {
     let (planned, peak) = (number("planned_host_bytes"), number("peak_host_bytes"));
     assert!(peak <= ALLOWED, "{peak} bytes were taken, {ALLOWED} allowed");
     assert!(planned <= ALLOWED, "{planned} bytes were planned, {ALLOWED} allowed");
-    assert!(peak <= planned + planned / 7, "{peak} bytes were taken, {planned} planned");
+    assert!(peak <= planned, "{peak} bytes were taken, {planned} planned");
     assert_eq!(summary["layers"].as_array().map(Vec::len), Some(LAYERS));
 }

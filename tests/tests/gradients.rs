@@ -533,7 +533,6 @@ fn a_folder_holds_what_was_collected_wherever_the_tape_was() {
         compute: &compute,
         batch_tokens: 40,
         max_host_bytes,
-        program_bytes: 60 << 20,
         reporter: &Silent,
     };
     let write = |name: &str, max_host_bytes| {

@@ -20,7 +20,6 @@ fn run<'a>(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute)
     CalibrationRun {
         collect: Collect { logits: true, inputs: true, magnitudes: true },
         batch_tokens: 1024,
-        program_bytes: 60 << 20, // the same for each of them
         ..CalibrationRun::new(model, calibration, compute, GramPath::Host)
     }
 }

@@ -11,7 +11,7 @@ use crate::args::CalibrateArgs;
 use crate::commands::compress::{announce, run_of, with_row_fisher};
 use crate::failure::Failure;
 use crate::progress::Bars;
-use crate::{device, inputs, printer};
+use crate::{device, inputs, printer, process_memory};
 
 /// Runs the command.
 pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &CalibrateArgs) -> Result<(), Failure> {
             "n_samples": header.n_samples,
             "seq_len": header.seq_len,
             "block_influence": influences,
-            "peak_host_bytes": modegpt::process_memory::peak_host_bytes(),
+            "peak_host_bytes": process_memory::peak_host_bytes(),
             "secs": begin.elapsed().as_secs_f64(),
         }));
     }

@@ -18,7 +18,7 @@ use crate::args::{CalibrationArgs, CompressArgs, PrefixName};
 use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::{Bars, StageTime};
-use crate::{device, inputs, printer};
+use crate::{device, inputs, printer, process_memory};
 
 /// What `--json` prints; scripts rely on these names.
 #[derive(Debug, Serialize)]
@@ -311,7 +311,7 @@ fn summarise(
         seed: args.calibration.seed,
         fallbacks: result.report.fallbacks,
         planned_host_bytes: plan.host_bytes,
-        peak_host_bytes: modegpt::process_memory::peak_host_bytes(),
+        peak_host_bytes: process_memory::peak_host_bytes(),
         secs: begin.elapsed().as_secs_f64(),
         stages,
         layers: result.report.layers.clone(),

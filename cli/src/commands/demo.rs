@@ -19,7 +19,7 @@ use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::Bars;
 use crate::scratch::Scratch;
-use crate::{device, printer};
+use crate::{device, printer, process_memory};
 
 /// Text to calibrate on, of the kind that the bundled models were trained on.
 pub(crate) const CALIBRATION: &str = include_str!("../../demo/calibration.txt");
@@ -99,7 +99,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), Failure> {
         device: found.name.clone(),
         compress_secs,
         secs: begin.elapsed().as_secs_f64(),
-        peak_host_bytes: modegpt::process_memory::peak_host_bytes(),
+        peak_host_bytes: process_memory::peak_host_bytes(),
         output: args.output.as_ref().map(|path| path.display().to_string()),
     };
     if args.common.json { printer::json(&summary) } else { print(&summary, &table) }

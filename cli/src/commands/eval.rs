@@ -12,7 +12,7 @@ use crate::commands::tasks;
 use crate::device::FoundDevice;
 use crate::failure::Failure;
 use crate::progress::Bars;
-use crate::{device, inputs, printer};
+use crate::{device, inputs, printer, process_memory};
 
 /// What `--json` prints; scripts rely on these names.
 #[derive(Debug, Serialize)]
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &EvalArgs) -> Result<(), Failure> {
         fingerprint: model.fingerprint().to_owned(),
         params: model.params(),
         bytes: model.checkpoint.bytes(),
-        peak_host_bytes: modegpt::process_memory::peak_host_bytes(),
+        peak_host_bytes: process_memory::peak_host_bytes(),
     };
     if args.common.json { printer::json(&summary) } else { print(&summary) }
 }

@@ -32,8 +32,9 @@ use rayon::prelude::*;
 /// Query tokens looked at in every sample, evenly spread.
 const QUERIES_PER_SAMPLE: usize = 16;
 
-/// Query tokens looked at in all samples together, at least, if there are so many. Of fewer the errors at small ranks look
-/// smaller than they are, and gains are fitted to what no other query bears out.
+/// Query tokens looked at in all samples of a part together, at least, if there are so many. Of fewer the errors at small ranks
+/// look smaller than they are, and gains are fitted to what no other query bears out. They count as [`QUERIES_PER_SAMPLE`] of
+/// each sample all the same, so that parts of different sizes can be added up.
 const QUERIES: usize = 512;
 
 /// Accumulates `H` for every query head.
@@ -116,13 +117,15 @@ impl AttentionGeometry {
         self.frequencies.iter().map(of_head).collect()
     }
 
-    /// Rows of `U_tᵀ`, `d_qk` wide, of one sequence: for each query head of one kv head those of the queries at `positions`.
+    /// Rows of `U_tᵀ`, `d_qk` wide, of one sequence: for each query head of one kv head those of the queries at `positions`,
+    /// times a root of what each query counts.
     ///
     /// `turns`: those of that kv head, if there is rotation.
     fn effects(
         &self,
         sequence: &Rows<'_>,
         positions: &[usize],
+        root_of_count: f32,
         kv_head: usize,
         turns: Option<&Turns>,
     ) -> Vec<Vec<f32>> {
@@ -141,7 +144,7 @@ impl AttentionGeometry {
                 let (keys, values) = (keys.subcols(0, position + 1), values.subcols(0, position + 1));
                 let moments = key_value_moments(&query, keys, values, scale);
                 let moved = multiply(moments.as_ref(), self.roots[head].as_ref());
-                push_effects(&mut effects, &query, moved.as_ref(), scale, turns.is_some());
+                push_effects(&mut effects, &query, moved.as_ref(), scale * root_of_count, turns.is_some());
             }
             effects
         };
@@ -168,7 +171,9 @@ impl<'a> LogitEffects<'a> {
         let sequences: Vec<Rows<'_>> =
             query.zip(key).zip(value).map(|((query, key), value)| Rows { query, key, value }).collect();
         let positions = query_positions(self.queries_per_sample, seq_len);
-        self.n_queries += (sequences.len() * positions.len()) as u64;
+        let counted = QUERIES_PER_SAMPLE.min(seq_len);
+        self.n_queries += (sequences.len() * counted) as u64;
+        let root_of_count = (counted as f32 / positions.len() as f32).sqrt();
         let turns: &[Turns] = self.turns.get_or_insert_with(|| attention.turns(seq_len));
         // A few queries at a time, for their effects are many rows each.
         for positions in positions.chunks(QUERIES_PER_SAMPLE) {
@@ -177,7 +182,7 @@ impl<'a> LogitEffects<'a> {
                 .into_par_iter()
                 .map(|task| {
                     let (sequence, kv_head) = (&sequences[task / n_kv_heads], task % n_kv_heads);
-                    attention.effects(sequence, positions, kv_head, turns.get(kv_head))
+                    attention.effects(sequence, positions, root_of_count, kv_head, turns.get(kv_head))
                 })
                 .collect();
             self.heads.par_iter_mut().enumerate().for_each(|(head, sum)| {
@@ -189,7 +194,7 @@ impl<'a> LogitEffects<'a> {
         }
     }
 
-    /// `H` for every query head, and the number of query tokens it sums over.
+    /// `H` for every query head, and the number of query tokens that it counts for.
     pub(crate) fn finish(self) -> (Vec<Gram>, u64) {
         (self.heads.into_iter().map(GramAccumulator::finish).collect(), self.n_queries)
     }
@@ -434,11 +439,19 @@ mod tests {
             [config.n_heads, config.n_kv_heads, config.n_kv_heads].map(|n| vector(tokens * n * d, seed));
         let output = Matrix::new(config.n_heads * d, config.d_model, vector(config.n_heads * d * config.d_model, seed));
         let geometry = AttentionGeometry::new(&config, &config.layers[0], &output.into()).expect("finite");
-        let queries_of_one = |n_samples: usize| {
+        let effects_of_one = |n_samples: usize| {
             let mut effects = LogitEffects::new(&geometry, n_samples);
             effects.add(&Rows { query: &query, key: &key, value: &value }, tokens);
-            effects.finish().1
+            effects.finish()
         };
-        assert_eq!([1, 12, 13, 16, 31, 32, 1000].map(queries_of_one), [40, 40, 40, 32, 17, 16, 16]);
+        let looked_at = |n_samples: usize| LogitEffects::new(&geometry, n_samples).queries_per_sample;
+        assert_eq!([1, 2, 31, 32, 33, 1000].map(looked_at), [512, 256, 17, 16, 16, 16]);
+        // All 40 queries count as 16 of them do.
+        let ((few, n_few), (all, n_all)) = (effects_of_one(1000), effects_of_one(1));
+        assert_eq!((n_few, n_all), (16, 16));
+        for (few, all) in few.iter().zip(&all) {
+            let ratio = all.trace() / few.trace();
+            assert!(few != all && (0.7..1.4).contains(&ratio), "{ratio}");
+        }
     }
 }

@@ -8,8 +8,8 @@
 //! z W + b ≈ y - x̂        minimising Σ_t c_t ‖y_t - x̂_t - z_t W - b‖² / ‖y_t‖²
 //! ```
 //!
-//! A token counts `c_t` times, over the energy of the stream there, because what follows sees it normalised: without that a few tokens
-//! of enormous activation would decide everything. What is wanted, whoever adds the batches decides.
+//! A token counts `c_t` times, over the energy of the stream there, because what follows sees it normalised: without that a
+//! few tokens of enormous activation would decide everything. What is wanted, whoever adds the batches decides.
 
 use burn::tensor::Tensor;
 use modegpt_model::{Block, Compute, ComputeError, Half, Point, Probe};

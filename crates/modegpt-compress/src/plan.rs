@@ -136,7 +136,8 @@ pub struct Ridges {
     /// In the least squares that refit the gains of rotary pairs.
     pub gains: f64,
     /// In the least squares that refit maps on the compressed prefix: for how many tokens for each of its inputs the map
-    /// that is there counts. With `n` tokens and `k` units `prefix · k / n` times the mean diagonal is added.
+    /// that is there counts. With `n` tokens and `k` units `prefix · k / n` times the mean diagonal is added; texts of one
+    /// token, which are carried along, raise the diagonal by an eighth and are not among the `n`.
     pub prefix: f64,
 }
 

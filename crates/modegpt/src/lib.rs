@@ -19,8 +19,6 @@ pub mod in_memory;
 mod model;
 mod multiple_choice;
 mod plan_request;
-#[cfg(not(target_family = "wasm"))]
-pub mod process_memory;
 mod reporter;
 #[cfg(not(target_family = "wasm"))]
 pub mod run;

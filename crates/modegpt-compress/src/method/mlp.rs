@@ -172,10 +172,13 @@ fn eliminate(layer: &Layer<'_>, keep_at_least: usize, methods: Methods, ridges: 
         .then(|| centred_gram(&statistics.mlp, &statistics.mlp_sum, statistics.n_tokens))
         .transpose()
         .map_err(|error| place.numerics(error))?;
-    let gram = centred.as_ref().unwrap_or(&statistics.mlp);
-    let trusted = (1.0 + Ridges::shortage(gram.dim(), statistics.n_tokens)).recip();
-    let shrunk = (trusted < 1.0).then(|| gram.with_off_diagonal(trusted));
-    let gram = shrunk.as_ref().unwrap_or(gram);
+    let trusted = (1.0 + Ridges::shortage(statistics.mlp.dim(), statistics.n_tokens)).recip();
+    let own = if trusted < 1.0 {
+        Some(centred.unwrap_or_else(|| statistics.mlp.clone()).with_off_diagonal(trusted))
+    } else {
+        centred
+    };
+    let gram = own.as_ref().unwrap_or(&statistics.mlp);
     let options = EliminationOptions { relative_ridge: ridges.elimination, keep_at_least, ..Default::default() };
     let down = widen(&layer.weights.down.weight);
     eliminate_units(gram, down.as_ref(), layer.mlp_metric(), &options).map_err(|error| place.numerics(error))

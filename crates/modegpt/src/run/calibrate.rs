@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use modegpt_architecture::WeightProvider;
 use modegpt_calibration::{CalibrationError, Collect, GramPath, Observing, observe_layer, pass_layer};
 use modegpt_checkpoint::{Existing, Journal, OutputFolder};
-use modegpt_model::{Compute, ComputeError, ResidualStore, ResidualStream};
+use modegpt_model::{Compute, ComputeError};
 use modegpt_statistics::{RowFisher, StatisticsHeader};
 use modegpt_text::Windows;
 
-use super::memory::{Workload, program_bytes};
+use super::kept_stream::StreamSize;
+use super::memory::Workload;
 use super::request_words::name;
 use super::scratch::{Checkpointed, FileStore};
 use super::{MemoryPlan, RunError, StatisticsFolder};
@@ -40,8 +41,6 @@ pub struct CalibrationRun<'a> {
     pub n_shards: usize,
     /// Keep the residual stream on the disk if more host memory than this would be needed.
     pub max_host_bytes: Option<u64>,
-    /// What the program holds before the run.
-    pub program_bytes: u64,
     /// Hears of progress.
     pub reporter: &'a dyn Reporter,
 }
@@ -59,8 +58,7 @@ pub async fn calibrate(run: &CalibrationRun<'_>, target: &Path, existing: Existi
 }
 
 impl<'a> CalibrationRun<'a> {
-    /// A run with 2048 tokens at once, in one part, with nothing collected beside the usual, that tells nobody. The program is
-    /// taken to hold what it holds now.
+    /// A run with 2048 tokens at once, in one part, with nothing collected beside the usual, that tells nobody.
     pub fn new(model: &'a Model, calibration: &'a Calibration, compute: &'a Compute, gram_path: GramPath) -> Self {
         Self {
             model,
@@ -74,7 +72,6 @@ impl<'a> CalibrationRun<'a> {
             batch_tokens: 2048,
             n_shards: 1,
             max_host_bytes: None,
-            program_bytes: program_bytes(),
             reporter: &Silent,
         }
     }
@@ -168,18 +165,11 @@ impl CalibrationRun<'_> {
             seq_len: windows.seq_len,
             batch: (self.batch_tokens / windows.seq_len).clamp(1, windows.n),
             is_host: self.compute.is_host,
-            program_bytes: self.program_bytes,
         }
     }
 
-    pub(super) fn n_elements(&self) -> usize {
-        let work = self.workload();
-        ResidualStream::elements(work.n_samples, work.seq_len, self.model.config().d_model)
-    }
-
-    pub(super) fn stream<'s>(&self, store: Box<dyn ResidualStore + 's>) -> ResidualStream<'s> {
-        let work = self.workload();
-        ResidualStream::new(store, work.n_samples, work.seq_len, self.model.config().d_model, work.batch)
+    fn size(&self) -> StreamSize {
+        StreamSize::of(self, &self.calibration.windows)
     }
 
     /// Consecutive ranges of samples, as equal as they can be.
@@ -216,19 +206,19 @@ impl CalibrationRun<'_> {
     /// The stream at the input of `layer`: as an earlier run kept it, or computed anew.
     async fn enter(&self, layer: usize, kept: &Checkpointed) -> Result<Place, RunError> {
         let on_disk = self.memory_plan(false).stream_on_disk;
-        if layer > 0 && kept.is_intact(layer, self.n_elements()) {
+        if layer > 0 && kept.is_intact(layer, self.size().n_elements()) {
             self.reporter.note(&format!("resuming at layer {layer}"));
-            return Ok(if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, self.n_elements())?) });
+            return Ok(if on_disk { Place::Disk } else { Place::Memory(kept.load(layer, self.size().n_elements())?) });
         }
-        let mut place = if on_disk { Place::Disk } else { Place::Memory(vec![0.0; self.n_elements()]) };
+        let mut place = if on_disk { Place::Disk } else { Place::Memory(vec![0.0; self.size().n_elements()]) };
         let ids = &self.calibration.windows.ids;
         let weights = &self.model.checkpoint;
         match &mut place {
-            Place::Memory(values) => self.stream(Box::new(values)).embed(weights, ids, self.compute).await?,
+            Place::Memory(values) => self.size().stream(Box::new(values)).embed(weights, ids, self.compute).await?,
             Place::Disk => {
                 let output = kept.path(0).with_extension("tmp");
                 let store = FileStore::new(None, &output)?;
-                self.stream(Box::new(store)).embed(weights, ids, self.compute).await?;
+                self.size().stream(Box::new(store)).embed(weights, ids, self.compute).await?;
                 kept.seal(0, &output)?;
             }
         }
@@ -236,12 +226,13 @@ impl CalibrationRun<'_> {
             self.reporter.note(&format!("computing the stream through layer {before} again"));
             match &mut place {
                 Place::Memory(values) => {
-                    pass_layer(weights, before, &mut self.stream(Box::new(values)), self.compute, |_| {}).await?;
+                    pass_layer(weights, before, &mut self.size().stream(Box::new(values)), self.compute, |_| {})
+                        .await?;
                 }
                 Place::Disk => {
                     let output = kept.path(before + 1).with_extension("tmp");
                     let store = FileStore::new(Some(&kept.path(before)), &output)?;
-                    pass_layer(weights, before, &mut self.stream(Box::new(store)), self.compute, |_| {}).await?;
+                    pass_layer(weights, before, &mut self.size().stream(Box::new(store)), self.compute, |_| {}).await?;
                     kept.seal(before + 1, &output)?;
                     kept.forget(before);
                 }
@@ -267,7 +258,7 @@ impl CalibrationRun<'_> {
         let observing = Observing { shards: &shards, path: self.gram_path, collect: self.collect };
         let statistics = match place {
             Place::Memory(values) => {
-                let mut stream = self.stream(Box::new(&mut *values));
+                let mut stream = self.size().stream(Box::new(&mut *values));
                 let seen = observe_layer(weights, layer, &mut stream, observing, self.compute, progress).await?;
                 drop(stream);
                 kept.save(layer + 1, values)?;
@@ -276,7 +267,7 @@ impl CalibrationRun<'_> {
             Place::Disk => {
                 let output = kept.path(layer + 1).with_extension("tmp");
                 let store = FileStore::new(Some(&kept.path(layer)), &output)?;
-                let mut stream = self.stream(Box::new(store));
+                let mut stream = self.size().stream(Box::new(store));
                 let seen = observe_layer(weights, layer, &mut stream, observing, self.compute, progress).await?;
                 drop(stream);
                 kept.seal(layer + 1, &output)?;

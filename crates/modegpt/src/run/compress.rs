@@ -6,8 +6,8 @@ use modegpt_architecture::{DType, LayerShape, ModelConfig, NormPlacement, Weight
 use modegpt_calibration::Collect;
 use modegpt_checkpoint::{Existing, OutputFolder, shard_name, total_params, write_layer, write_outer};
 use modegpt_compress::{
-    CompressedLayer, Curves, ErrorUnit, LayerReport, Methods, MlpMethod, ModelSummary, Orders, Plan, QueryKeyMethod,
-    Report, Ridges, check_dense, compress_layer,
+    CompressedLayer, Curves, ErrorUnit, LayerPlan, LayerReport, Methods, MlpMethod, ModelSummary, Orders, Plan,
+    QueryKeyMethod, Report, Ridges, Widths, check_dense, compress_layer,
 };
 use modegpt_statistics::RowFisher;
 use serde::{Deserialize, Serialize};
@@ -329,11 +329,16 @@ fn tell_few_tokens(plan: &Plan, n_tokens: u64, reporter: &dyn Reporter) {
     let refits =
         plan.methods.maps.is_none() && matches!(plan.methods.mlp, MlpMethod::Leverage | MlpMethod::Elimination);
     let shrunk = plan.layers.iter().zip(&plan.model.widths).filter(|(layer, before)| layer.d_ff < before.d_ff);
-    let most = shrunk.map(|(layer, _)| layer.d_ff).max().unwrap_or(0);
+    // Elimination is held over all of them, a refit over those that are kept.
+    let units = |(layer, before): (&LayerPlan, &Widths)| match plan.methods.mlp {
+        MlpMethod::Elimination => before.d_ff,
+        _ => layer.d_ff,
+    };
+    let most = shrunk.map(units).max().unwrap_or(0);
     if refits && n_tokens < (Ridges::TOKENS_PER_UNKNOWN * most) as u64 {
         reporter.note(&format!(
-            "{n_tokens} tokens for up to {most} hidden units kept: with fewer than {} for each, down maps are held to the \
-             weights that are there, and more calibration text would lose less",
+            "{n_tokens} tokens for up to {most} hidden units: with fewer than {} for each, down maps are held to the weights that \
+             are there, and more calibration text would lose less",
             Ridges::TOKENS_PER_UNKNOWN
         ));
     }

@@ -13,7 +13,7 @@ use modegpt_model::{Compute, ResidualStore, StoreError};
 use modegpt_statistics::{GradientsHeader, Labels};
 use modegpt_text::token_hash;
 
-use super::memory::{Workload, activation_bytes, layer_bytes};
+use super::memory::{PROGRAM_BYTES, Workload, activation_bytes, layer_bytes, with_freed};
 use super::{CalibrationRun, GradientsFolder, MemoryPlan, RunError};
 use crate::gradient_samples::{LABELS, gradient_batch, gradient_samples, told_to};
 use crate::{Calibration, Model, Reporter};
@@ -37,8 +37,6 @@ pub struct GradientRun<'a> {
     pub batch_tokens: usize,
     /// Keep the inputs of all layers on the disk if more host memory than this would be needed.
     pub max_host_bytes: Option<u64>,
-    /// What the program holds before this run.
-    pub program_bytes: u64,
     /// Hears of progress.
     pub reporter: &'a dyn Reporter,
 }
@@ -87,7 +85,6 @@ impl CalibrationRun<'_> {
             compute: self.compute,
             batch_tokens: self.batch_tokens,
             max_host_bytes: self.max_host_bytes,
-            program_bytes: self.program_bytes,
             reporter: self.reporter,
         }
     }
@@ -100,8 +97,7 @@ impl GradientRun<'_> {
         let config = self.model.config();
         let tape = 4 * Tape::elements(config, windows.n, windows.seq_len) as u64;
         // Attention is spelt out under autodiff, on the host too.
-        let (batch, program_bytes) = (self.batch(), self.program_bytes);
-        let work = Workload { n_samples: windows.n, seq_len: windows.seq_len, batch, is_host: false, program_bytes };
+        let work = Workload { n_samples: windows.n, seq_len: windows.seq_len, batch: self.batch(), is_host: false };
         let weights = config.layers.iter().map(|shape| layer_bytes(config, shape)).max().unwrap_or(0);
         let sums = config.layers.iter().map(|shape| sums_bytes(config, shape)).max().unwrap_or(0);
         // The graph keeps activations, and as much again is in flight on the way back.
@@ -110,7 +106,7 @@ impl GradientRun<'_> {
         let device_bytes = device_bytes + if self.options.row_fisher.is_some() { 2 * weights } else { 0 };
         // The loss comes before any layer.
         let loss = 4 * loss_elements(config, windows.n * windows.seq_len) as u64;
-        let without_tape = program_bytes + (sums + device_bytes).max(loss);
+        let without_tape = with_freed(PROGRAM_BYTES + (sums + device_bytes).max(loss));
         let stream_on_disk = self.max_host_bytes.is_some_and(|most| without_tape + tape > most);
         MemoryPlan {
             host_bytes: if stream_on_disk { without_tape } else { without_tape + tape },

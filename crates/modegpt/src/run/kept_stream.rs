@@ -15,14 +15,14 @@ use super::{CalibrationRun, RunError};
 /// A stream that is kept on the disk between layers, to resume from, and in memory too unless memory is short.
 pub(super) struct KeptStream<'a> {
     run: &'a CalibrationRun<'a>,
-    size: Size,
+    size: StreamSize,
     kept: Checkpointed,
     place: Place,
 }
 
 /// How many samples of how many tokens a stream is of.
 #[derive(Clone, Copy)]
-struct Size {
+pub(super) struct StreamSize {
     n_samples: usize,
     seq_len: usize,
     d_model: usize,
@@ -30,18 +30,18 @@ struct Size {
     batch: usize,
 }
 
-impl Size {
-    fn of(run: &CalibrationRun<'_>, windows: &Windows) -> Self {
+impl StreamSize {
+    pub(super) fn of(run: &CalibrationRun<'_>, windows: &Windows) -> Self {
         let &Windows { n: n_samples, seq_len, .. } = windows;
         let batch = (run.batch_tokens / seq_len).clamp(1, n_samples);
         Self { n_samples, seq_len, d_model: run.model.config().d_model, batch }
     }
 
-    fn n_elements(self) -> usize {
+    pub(super) fn n_elements(self) -> usize {
         ResidualStream::elements(self.n_samples, self.seq_len, self.d_model)
     }
 
-    fn stream<'s>(self, store: Box<dyn ResidualStore + 's>) -> ResidualStream<'s> {
+    pub(super) fn stream<'s>(self, store: Box<dyn ResidualStore + 's>) -> ResidualStream<'s> {
         ResidualStream::new(store, self.n_samples, self.seq_len, self.d_model, self.batch)
     }
 }
@@ -54,7 +54,7 @@ impl<'a> KeptStream<'a> {
         folder: &Path,
         layer: usize,
     ) -> Result<Option<Self>, RunError> {
-        let (kept, size) = (Checkpointed::new(folder), Size::of(run, windows));
+        let (kept, size) = (Checkpointed::new(folder), StreamSize::of(run, windows));
         if !kept.is_intact(layer, size.n_elements()) {
             return Ok(None);
         }
@@ -70,7 +70,7 @@ impl<'a> KeptStream<'a> {
         folder: PathBuf,
     ) -> Result<Self, RunError> {
         std::fs::create_dir_all(&folder).map_err(|reason| RunError::Scratch { path: folder.clone(), reason })?;
-        let (kept, size) = (Checkpointed::new(&folder), Size::of(run, windows));
+        let (kept, size) = (Checkpointed::new(&folder), StreamSize::of(run, windows));
         let (ids, weights) = (&windows.ids, &run.model.checkpoint);
         let place = if run.memory_plan(true).stream_on_disk {
             let output = kept.path(0).with_extension("tmp");

@@ -4,7 +4,6 @@ use modegpt_architecture::{LayerShape, ModelConfig};
 use serde::Serialize;
 
 use super::openings;
-use crate::process_memory::resident_bytes;
 
 /// Bytes that a compression will need, by place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -22,12 +21,11 @@ pub struct MemoryPlan {
 }
 
 /// What the program itself takes: code, tokenizer, threads and their buffers.
-const PROGRAM_BYTES: u64 = 60 << 20;
+pub(super) const PROGRAM_BYTES: u64 = 60 << 20;
 
-/// What the program holds before a run. To cut text into tokens takes far more memory than the text, and freed memory stays
-/// with the process.
-pub(super) fn program_bytes() -> u64 {
-    resident_bytes().unwrap_or(0).max(PROGRAM_BYTES)
+/// With what the allocator keeps of blocks that were freed: an eighth has been seen.
+pub(super) fn with_freed(bytes: u64) -> u64 {
+    bytes + bytes / 7
 }
 
 /// Size of the calibration set and how much of it is computed at once.
@@ -37,8 +35,6 @@ pub(crate) struct Workload {
     pub(crate) seq_len: usize,
     pub(crate) batch: usize,
     pub(crate) is_host: bool,
-    /// What the program holds before.
-    pub(crate) program_bytes: u64,
 }
 
 impl MemoryPlan {
@@ -78,15 +74,16 @@ impl MemoryPlan {
         let n_stream_files = 2 + 4 * n_streams;
         // Openings are carried along with the samples: at most one for so many tokens, and what begins every text.
         let n_tokens = work.n_samples * work.seq_len;
-        let bytes_with_openings = 4 * (n_tokens + n_tokens.div_ceil(openings::EVERY) + 1) as u64;
+        let n_openings = if prefix { n_tokens.div_ceil(openings::EVERY) + 1 } else { 0 };
+        let bytes_with_openings = 4 * (n_tokens + n_openings) as u64;
         let refit_bytes = bytes_with_openings * config.d_model as u64;
         let units_of_token = if prefix && work.is_host { largest(most_units) } else { 0 };
         let device_bytes = weights + activations;
         let host_work = if work.is_host { observe } else { observe - activations / 2 };
-        let without_stream = work.program_bytes + ids + host_work.max(decompose).max(refit);
+        let without_stream = with_freed(PROGRAM_BYTES + ids + host_work.max(decompose).max(refit));
         // In memory the stream is gone when decomposition begins, unless it is needed for the refit.
         let then = decompose.max(refit) + n_streams * refit_bytes;
-        let with_stream = work.program_bytes + ids + (host_work + stream_bytes).max(then);
+        let with_stream = with_freed(PROGRAM_BYTES + ids + (host_work + stream_bytes).max(then));
         let stream_on_disk = max_host_bytes.is_some_and(|most| with_stream > most);
         let n_layers = config.layers.len() as u64;
         Self {
